@@ -1,0 +1,198 @@
+"""Every ``LLM_BATCHES_*`` setting, its default and its check."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from flask_llm_batches.errors import ConfigurationError
+
+PREFIX = "LLM_BATCHES_"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """One entry of ``LLM_BATCHES_PROVIDERS``.
+
+    Attributes:
+        name: How callers address it.
+        kind: any-llm's name for it.
+        api_key: Its key; None leaves it to any-llm's environment variable.
+        api_base: Another address than the provider's own.
+        client_args: Further arguments of any-llm's client.
+    """
+
+    name: str
+    kind: str
+    api_key: str | None = field(default=None, repr=False)
+    api_base: str | None = field(default=None, repr=False)
+    client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one app, read once.
+
+    Attributes:
+        providers: The providers that may be addressed, by name; None for all that any-llm knows.
+        url_prefix: Where the blueprint is registered.
+        master_key: A key whose bearer is an admin.
+        max_requests: How many requests one batch may have.
+        max_content_length: How many bytes the body of a create may have.
+        timeout: Seconds for a call that asks after a batch, cancels or lists.
+        transfer_timeout: Seconds for a call that carries requests or results.
+        bind_key: The bind of the host's database that keeps the record.
+        untracked: Whether a batch without a record may be seen by callers who are no admins.
+        spool_dir: Where requests are spooled; None for the system's folder for temporary files.
+    """
+
+    providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)
+    url_prefix: str = "/v1/batches"
+    master_key: str | None = field(default=None, repr=False)
+    max_requests: int = 100_000
+    max_content_length: int = 256 * 1024 * 1024
+    timeout: float = 60.0
+    transfer_timeout: float = 600.0
+    bind_key: str | None = None
+    untracked: Literal["deny", "allow"] = "deny"
+    spool_dir: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Read the settings of an app.
+
+        Raises:
+            ConfigurationError: A key is unknown or a value is wrong; the message names both and the fix.
+        """
+        names = {PREFIX + f.name.upper(): f.name for f in fields(cls)}
+        given = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+        for key in given.keys() - names.keys():
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(names))}"
+            raise ConfigurationError(f"{key} is no setting of flask-llm-batches; {hint}")
+        checked = {names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()}
+        return cls(**checked)
+
+
+def _wrong(key: str, fix: str, value: object) -> ConfigurationError:
+    return ConfigurationError(f"{key} must be {fix}, not {value!r}")
+
+
+def _wrong_secret(key: str, fix: str, value: object) -> ConfigurationError:
+    kind = "an empty string" if value == "" else type(value).__name__
+    return ConfigurationError(f"{key} must be {fix}, not {kind}")
+
+
+def _positive_int(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _wrong(key, "a whole number from 1 up", value)
+    return value
+
+
+def _seconds(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise _wrong(key, "a number of seconds above 0", value)
+    return float(value)
+
+
+def _url_prefix(key: str, value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(/[^/<>\s]+)+", value):
+        raise _wrong(
+            key, 'a path that begins with a slash and does not end with one, such as "/v1/batches"', value
+        )
+    return value
+
+
+def _master_key(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise _wrong_secret(
+            key, "a string of visible ASCII characters without spaces, or None for no such key", value
+        )
+    return value
+
+
+def _bind_key(key: str, value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise _wrong(key, "a key of SQLALCHEMY_BINDS, or None for the default database", value)
+    return value
+
+
+def _untracked(key: str, value: object) -> str:
+    if value not in ("deny", "allow"):
+        raise _wrong(key, '"deny" or "allow"', value)
+    return str(value)
+
+
+def _spool_dir(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, Path)) or not Path(value).is_dir():
+        raise _wrong(key, "an existing folder, or None for the system's folder for temporary files", value)
+    return str(value)
+
+
+def _providers(key: str, value: object) -> Mapping[str, ProviderSettings] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise _wrong_secret(
+            key,
+            'a dict such as {"openai": {"api_key": "..."}}, or None for every provider any-llm knows',
+            value,
+        )
+    providers = {}
+    for name, entry in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise _wrong(f"A name in {key}", "1 to 64 letters, digits, dots, dashes and underscores", name)
+        if name.lower() in providers:
+            raise ConfigurationError(f"{key} has {name!r} twice: names that differ only in case are the same")
+        providers[name.lower()] = _provider(f"{key}[{name!r}]", name, entry)
+    return MappingProxyType(providers)
+
+
+def _provider(key: str, name: str, entry: object) -> ProviderSettings:
+    if not isinstance(entry, Mapping):
+        raise _wrong_secret(key, 'a dict such as {"api_key": "..."}', entry)
+    known = ("provider", "api_key", "api_base", "client_args")
+    for option in entry:
+        if option not in known:
+            raise ConfigurationError(
+                f"{key} has the unknown option {option!r}; known are {', '.join(known)} "
+                "(arguments of the provider's client go into client_args)"
+            )
+    for option in ("provider", "api_key", "api_base"):
+        text = entry.get(option)
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise _wrong_secret(f"{key}[{option!r}]", "a string that is not empty, or left out", text)
+    client_args = entry.get("client_args") or {}
+    if not isinstance(client_args, Mapping) or not all(isinstance(name, str) for name in client_args):
+        raise _wrong_secret(f"{key}['client_args']", "a dict of keyword arguments", client_args)
+    return ProviderSettings(
+        name=name,
+        kind=str(entry.get("provider") or name).strip().lower(),
+        api_key=entry.get("api_key"),
+        api_base=entry.get("api_base"),
+        client_args=MappingProxyType(dict(client_args)),
+    )
+
+
+_CHECKS = {
+    "providers": _providers,
+    "url_prefix": _url_prefix,
+    "master_key": _master_key,
+    "max_requests": _positive_int,
+    "max_content_length": _positive_int,
+    "timeout": _seconds,
+    "transfer_timeout": _seconds,
+    "bind_key": _bind_key,
+    "untracked": _untracked,
+    "spool_dir": _spool_dir,
+}

@@ -1,0 +1,172 @@
+"""What can go wrong; each error knows its HTTP status and its code.
+
+``str(error)`` is for the caller: it never holds a key, or text of a provider that is not meant for callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class ConfigurationError(ValueError):
+    """A ``LLM_BATCHES_*`` setting cannot be used; raised by ``init_app``."""
+
+
+class LLMBatchesError(Exception):
+    """The base of everything a call can raise.
+
+    Attributes:
+        status: The HTTP status of the answer.
+        code: Names the case, for programs.
+        param: The field that was wrong, if it was one.
+        retry_after: ``Retry-After`` of the answer: seconds or an HTTP date.
+        should_retry: False where repeating the call does harm or no good; OpenAI's SDKs obey it.
+        extra: Further top-level fields of the answer.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: str | None = None,
+        should_retry: bool = True,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+        self.extra = dict(extra or {})
+
+
+class InvalidModel(LLMBatchesError):
+    """``model`` is not ``provider:model``."""
+
+    status, code = 400, "invalid_model"
+
+
+class UnknownProvider(LLMBatchesError):
+    """No provider has that name."""
+
+    status, code = 400, "unknown_provider"
+
+
+class ProviderRejected(LLMBatchesError):
+    """The provider refused the request as wrong; its own words, redacted."""
+
+    status, code = 400, "provider_rejected"
+
+
+class Unauthenticated(LLMBatchesError):
+    """Nobody vouches for the caller."""
+
+    status, code = 401, "unauthenticated"
+
+
+class Forbidden(LLMBatchesError):
+    """The caller is known, and may not do this."""
+
+    status, code = 403, "forbidden"
+
+
+class BatchNotFound(LLMBatchesError):
+    """There is no such batch, or it is someone else's."""
+
+    status, code = 404, "not_found"
+
+
+class UnsupportedMediaType(LLMBatchesError):
+    """The body is of a type that is not read here."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class BatchNotComplete(LLMBatchesError):
+    """Results were asked for while the batch runs."""
+
+    status, code = 409, "batch_not_complete"
+
+    def __init__(self, batch_id: str, *, status: str, provider: str) -> None:
+        # Existing clients read the status out of these words.
+        super().__init__(
+            f"Batch '{batch_id}' is not yet complete (status: {status}). "
+            f"Call GET /v1/batches/{batch_id}?provider={provider} to check the current status.",
+            retry_after="30",
+            should_retry=False,
+            extra={"status": status},
+        )
+
+
+class BatchFailed(LLMBatchesError):
+    """Results were asked for of a batch that failed before any request ran."""
+
+    status, code = 409, "batch_failed"
+
+    def __init__(self, batch_id: str, *, reasons: str) -> None:
+        super().__init__(
+            f"Batch '{batch_id}' is not yet complete (status: failed). {reasons}".strip(),
+            should_retry=False,
+            extra={"status": "failed"},
+        )
+
+
+class ValidationFailed(LLMBatchesError):
+    """Fields of the request are wrong.
+
+    Attributes:
+        messages: What is wrong and where, in marshmallow's form:
+            ``{"requests": {3: {"custom_id": ["Missing data for required field."]}}}``.
+    """
+
+    status, code = 422, "validation_error"
+
+    def __init__(self, messages: Mapping[Any, Any]) -> None:
+        super().__init__("The request has invalid fields.")
+        self.messages = messages
+
+
+class InvalidJSON(LLMBatchesError):
+    """The body is not JSON."""
+
+    status, code = 422, "invalid_json"
+
+
+class UnsupportedProvider(LLMBatchesError):
+    """The provider has no batch API."""
+
+    status, code = 422, "unsupported_provider"
+
+
+class RateLimited(LLMBatchesError):
+    """The provider's own limit was reached."""
+
+    status, code = 429, "rate_limited"
+
+
+class ProviderFailed(LLMBatchesError):
+    """The provider failed, or refused our credentials."""
+
+    status, code = 502, "provider_error"
+
+
+class ProviderNotConfigured(LLMBatchesError):
+    """The provider has no credentials here, or its package is missing."""
+
+    status, code = 503, "provider_not_configured"
+
+
+class RecordUnavailable(LLMBatchesError):
+    """The record of batches could not be read or written."""
+
+    status, code = 503, "record_unavailable"
+
+
+class ProviderTimeout(LLMBatchesError):
+    """The provider did not answer in time."""
+
+    status, code = 504, "provider_timeout"

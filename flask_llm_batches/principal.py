@@ -1,0 +1,31 @@
+"""Who is calling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_OWNER_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A caller whom an authenticator has recognised.
+
+    Attributes:
+        owner: Names the caller for good; batches and usage are kept under it. 1 to 255 characters,
+            such as the primary key of the host's user as a string.
+        admin: Sees and touches everybody's batches, and the provider's own list.
+
+    Raises:
+        ValueError: ``owner`` is no such string.
+    """
+
+    owner: str
+    admin: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.owner, str) or not 0 < len(self.owner) <= MAX_OWNER_LENGTH:
+            raise ValueError(
+                f"Principal(owner=...) must be a string of 1 to {MAX_OWNER_LENGTH} characters "
+                f"(for a numeric user id: str(user.id)), not {type(self.owner).__name__}"
+            )

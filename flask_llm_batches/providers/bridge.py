@@ -1,0 +1,159 @@
+"""From synchronous code into async code and back.
+
+An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on one
+loop that is kept, with clients that are kept on it (``Bridge.run``); calls that hold a loop up for seconds get
+a loop and a client of their own (``run_apart``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from asgiref.sync import async_to_sync
+
+T = TypeVar("T")
+
+# How long a call may take to wind itself up after its time is over.
+_GRACE = 5.0
+
+
+async def _within(timeout: float, coroutine: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(timeout):
+        return await coroutine
+
+
+@dataclass(slots=True)
+class _Loop:
+    """An event loop on its thread, and what lives on it."""
+
+    loop: asyncio.AbstractEventLoop
+    pid: int = field(default_factory=os.getpid)
+    kept: dict[Hashable, tuple[Any, Callable[[Any], Awaitable[None]]]] = field(default_factory=dict)
+    thread: threading.Thread = field(init=False)
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="llm-batches-bridge", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    async def _wind_up(self) -> None:
+        current = asyncio.current_task()
+        running = [task for task in asyncio.all_tasks() if task is not current]
+        for task in running:
+            task.cancel()
+        closing = [close(value) for value, close in self.kept.values()]
+        await asyncio.gather(*running, *closing, return_exceptions=True)
+        self.loop.stop()
+
+    def end(self) -> None:
+        """Close what is kept, then the loop; nothing in a child process, where both are the parent's."""
+        if self.pid == os.getpid() and self.thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+            if self.thread is not threading.current_thread():
+                self.thread.join(timeout=_GRACE)
+
+
+# After a fork, the parent's loops stay referenced: collecting them would close sockets that the parent uses.
+_left_by_parent: list[_Loop] = []
+
+
+class Bridge:
+    """One event loop in one daemon thread, started at the first use, and anew after a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._current: _Loop | None = None
+        _bridges.add(self)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run a coroutine on the kept loop and wait for what it returns or raises.
+
+        Raises:
+            TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
+        """
+        future = asyncio.run_coroutine_threadsafe(_within(timeout, coroutine), self._running().loop)
+        try:
+            return future.result(timeout + _GRACE)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def keep(self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
+        """Give the object under ``key``, made once for this process and closed on the loop when that ends."""
+        current = self._running()
+        with self._lock:
+            if key not in current.kept:
+                current.kept[key] = (make(), close)
+            value: T = current.kept[key][0]
+        return value
+
+    def forget(self) -> None:
+        """Start anew in a child process: the parent's loop does not run here, its lock may be held for good."""
+        self._lock = threading.Lock()
+        if self._current is not None:
+            _left_by_parent.append(self._current)
+            self._current = None
+
+    def _running(self) -> _Loop:
+        with self._lock:
+            if self._current is None:
+                self._current = _Loop(asyncio.new_event_loop())
+                self._current.start()
+                weakref.finalize(self, self._current.end)
+            return self._current
+
+
+_bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for bridge in _bridges:
+        bridge.forget()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_parents)
+
+
+def run_apart(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
+    """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
+
+    It runs in a plain worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under an
+    ASGI server takes the server's loop.
+
+    Raises:
+        TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
+    """
+    result: Future[T] = Future()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def cancellable() -> T:
+        if (task := asyncio.current_task()) is not None:
+            running.append((asyncio.get_running_loop(), task))
+        return await _within(timeout, function())
+
+    def work() -> None:
+        try:
+            result.set_result(async_to_sync(cancellable)())
+        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="llm-batches-transfer", daemon=True).start()
+    try:
+        return result.result(timeout + _GRACE)
+    except BaseException:
+        if not result.done():
+            for loop, task in running:
+                loop.call_soon_threadsafe(task.cancel)
+        raise

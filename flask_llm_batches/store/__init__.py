@@ -1,0 +1,1 @@
+"""The record of batches and usage: the only code that imports SQLAlchemy."""

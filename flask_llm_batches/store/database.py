@@ -1,0 +1,81 @@
+"""Where the record is kept: the host's own database, or a SQLite file of ours."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from flask_llm_batches.store.models import Base
+
+
+class Database(Protocol):
+    """Gives the engine of the app at hand."""
+
+    def engine(self) -> Engine:
+        """Give the engine that the record is kept on; called inside an app context."""
+
+
+class HostDatabase:
+    """The host's Flask-SQLAlchemy: our tables live in its metadata, for its migrations and ``create_all``.
+
+    Args:
+        db: The host's ``SQLAlchemy()``.
+        bind_key: Its bind; None is the default one.
+    """
+
+    def __init__(self, db: Any, bind_key: str | None) -> None:
+        self._db = db
+        self._bind_key = bind_key
+        if bind_key not in db.metadatas:
+            db.metadatas[bind_key] = MetaData(info={"bind_key": bind_key})
+        self._metadata: MetaData = db.metadatas[bind_key]
+        for table in Base.metadata.sorted_tables:
+            name = f"{self._metadata.schema}.{table.name}" if self._metadata.schema else table.name
+            if name not in self._metadata.tables:  # several apps may share one db
+                table.to_metadata(self._metadata)
+
+    def engine(self) -> Engine:
+        engine: Engine = self._db.engines[self._bind_key]
+        if self._metadata.schema:
+            return engine.execution_options(schema_translate_map={None: self._metadata.schema})
+        return engine
+
+
+class FileDatabase:
+    """A SQLite file, made with its tables at the first use.
+
+    Args:
+        path: Where; missing folders are made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+
+    def engine(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._engine = self._open()
+            return self._engine
+
+    def _open(self) -> Engine:
+        engine = create_engine(f"sqlite:///{self._path}", connect_args={"timeout": 30})
+
+        @event.listens_for(engine, "connect")
+        def _write_ahead(connection: Any, _record: object) -> None:
+            # Readers and the one writer do not wait for each other.
+            connection.execute("PRAGMA journal_mode=WAL")
+
+        with engine.begin() as connection:
+            # Several workers may come here at once; metadata.create_all looks first and then creates.
+            for table in Base.metadata.sorted_tables:
+                connection.execute(CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
+        return engine

@@ -1,0 +1,101 @@
+"""The tables. Times are Unix seconds, as on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Index, Integer, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# Ids compare byte for byte on every database: MySQL's and MariaDB's default collations take "A" for "a".
+_BINARY = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
+
+# SQLite counts up only a column of the very type INTEGER.
+_ID = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """The tables of this package, apart from the host's until ``init_app`` copies them over."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class BatchRow(Base):
+    """A batch that we were asked to make.
+
+    Attributes:
+        id: Counts up: the order of lists.
+        uid: Our own id of it, which travels in the provider's metadata.
+        provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
+        batch_id: The provider's id; null until the provider accepted.
+        state: ``submitting``, ``accepted``, ``failed`` (there is no batch) or ``unknown`` (there may be one).
+        owner: Who may see it.
+        model: The model of its requests, without the provider.
+        requests: How many requests went in.
+        snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, what was asked for.
+        created_at: When it was asked for.
+        accounted_at: When its results went into the usage; null until then.
+    """
+
+    __tablename__ = "llm_batches_batch"
+    __table_args__ = (
+        UniqueConstraint("provider", "batch_id"),
+        Index(None, "owner", "id"),
+        Index(None, "batch_id"),
+        _BINARY,
+    )
+
+    id: Mapped[int] = mapped_column(_ID, primary_key=True)
+    uid: Mapped[str] = mapped_column(String(32), unique=True)
+    provider: Mapped[str] = mapped_column(String(64))
+    batch_id: Mapped[str | None] = mapped_column(String(512))
+    state: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(255))
+    model: Mapped[str] = mapped_column(String(255))
+    requests: Mapped[int]
+    snapshot: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    accounted_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class UsageRow(Base):
+    """One accounted event.
+
+    Attributes:
+        event: ``create``, ``create_failed`` or ``results``.
+        batch_uid: Whose event it is: ``BatchRow.uid``.
+        owner: Who is charged: the owner of the batch.
+        requested_by: Who asked.
+        requests: How many requests went in, or how many rows came out.
+        prompt_tokens: Of the results' rows; ``cached_tokens`` are part of them.
+        error: The code of what went wrong, for ``create_failed``.
+        created_at: When.
+    """
+
+    __tablename__ = "llm_batches_usage"
+    __table_args__ = (Index(None, "owner", "created_at"), _BINARY)
+
+    id: Mapped[int] = mapped_column(_ID, primary_key=True)
+    event: Mapped[str] = mapped_column(String(16))
+    batch_uid: Mapped[str] = mapped_column(String(32), index=True)
+    owner: Mapped[str] = mapped_column(String(255))
+    requested_by: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(255))
+    requests: Mapped[int]
+    prompt_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    total_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)

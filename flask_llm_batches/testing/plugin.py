@@ -1,0 +1,20 @@
+"""pytest fixtures, there for every test as soon as the package is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from flask_llm_batches.testing import Simulator
+
+
+@pytest.fixture
+def llm_provider() -> Iterator[Simulator]:
+    """A provider on loopback: ``LLM_BATCHES_PROVIDERS = {"openai": llm_provider.settings}``."""
+    from flask_llm_batches.testing import Simulator
+
+    with Simulator() as simulator:
+        yield simulator

@@ -1,0 +1,75 @@
+"""Which Principal is calling: the host's authenticator says, or the master key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import g, request
+
+from flask_llm_batches.errors import Unauthenticated
+from flask_llm_batches.principal import Principal
+
+Authenticator = Callable[[], Principal | None]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What the host decides."""
+
+    authenticator: Authenticator | None = None
+
+
+MASTER_OWNER = "master-key"
+"""The owner of what is made with the master key and names no ``user``."""
+
+_KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
+
+
+def authenticate(authenticator: Authenticator | None, master_key: str | None) -> None:
+    """Establish who is calling, for ``caller``.
+
+    Raises:
+        Unauthenticated: Nobody says who.
+    """
+    g.llm_batches_principal = _by_host(authenticator) or _by_key(master_key)
+    if g.llm_batches_principal is None:
+        raise Unauthenticated("Missing or invalid credentials")
+
+
+def caller() -> Principal:
+    """Give the Principal of this request."""
+    principal: Principal = g.llm_batches_principal
+    return principal
+
+
+def _by_host(authenticator: Authenticator | None) -> Principal | None:
+    principal = authenticator() if authenticator is not None else None
+    if principal is not None and not isinstance(principal, Principal):
+        raise TypeError(
+            f"the authenticator of flask-llm-batches must return a Principal or None, not {type(principal).__name__}"
+        )
+    return principal
+
+
+def _by_key(master_key: str | None) -> Principal | None:
+    key = presented_key()
+    if key is not None and master_key is not None and hmac.compare_digest(_digest(key), _digest(master_key)):
+        return Principal(owner=MASTER_OWNER, admin=True)
+    return None
+
+
+def presented_key() -> str | None:
+    """Give the key that the caller shows; the first header that is present decides."""
+    for name in _KEY_HEADERS:
+        if (value := request.headers.get(name)) is not None:
+            scheme, _, key = value.partition(" ")
+            return key.strip() if scheme.lower() == "bearer" and key else value
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from flask_llm_batches.testing import Simulator
+from tests.hosts import MASTER_KEY, create_host, requests
+
+MakeHost = Callable[..., Flask]
+
+
+@pytest.fixture(autouse=True)
+def _hosts_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instance folders go where pytest tidies up, and no key of the developer's is used."""
+    monkeypatch.setenv("HOSTS_DIR", str(tmp_path))
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MISTRAL_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def spool_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_host(llm_provider: Simulator, spool_dir: Path) -> MakeHost:
+    """Make a host whose provider is the simulator."""
+
+    def make(**settings: Any) -> Flask:
+        defaults = {
+            "providers": {"openai": llm_provider.settings},
+            "master_key": MASTER_KEY,
+            "spool_dir": str(spool_dir),
+        }
+        return create_host(**{**defaults, **settings})
+
+    return make
+
+
+@pytest.fixture
+def app(make_host: MakeHost, tmp_path: Path) -> Flask:
+    return make_host(database=tmp_path / "host.sqlite3")
+
+
+@pytest.fixture
+def ada(app: Flask) -> FlaskClient:
+    return client_of(app, "ada")
+
+
+@pytest.fixture
+def admin(app: Flask) -> FlaskClient:
+    return client_of(app, None)
+
+
+def client_of(app: Flask, user: str | None) -> FlaskClient:
+    """Give a client that is a user of the host, or the bearer of the master key."""
+    client = app.test_client()
+    client.environ_base["HTTP_X_USER" if user else "HTTP_X_API_KEY"] = user or MASTER_KEY
+    return client
+
+
+def create_batch(client: FlaskClient, count: int = 3, **fields: Any) -> str:
+    """Create a batch and give its id."""
+    body = {"model": "openai:gpt-4o-mini", "requests": requests(count), **fields}
+    answer = client.post("/v1/batches", json=body)
+    assert answer.status_code == 200, answer.text
+    batch_id: str = answer.json["id"]  # type: ignore[index]
+    return batch_id

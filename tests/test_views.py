@@ -1,0 +1,355 @@
+"""The five endpoints as WIRE has them, over the simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from flask_llm_batches.testing import Simulator
+from tests.conftest import MakeHost, client_of, create_batch
+from tests.hosts import requests
+
+FIELDS = (
+    "id object provider endpoint model errors input_file_id completion_window status output_file_id "
+    "error_file_id created_at in_progress_at expires_at finalizing_at completed_at failed_at expired_at "
+    "cancelling_at cancelled_at request_counts metadata usage"
+).split()
+
+
+def test_create_answers_the_whole_batch(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """A create answers 200 with every field of the batch; the model goes into every request."""
+    body = {
+        "model": "openai:gpt-4o-mini",
+        "requests": requests(2, model="ignored", max_tokens=5),
+        "metadata": {"team": "search"},
+        "unknown": 1,
+    }
+    answer = ada.post("/v1/batches", json=body)
+    assert answer.status_code == 200
+    batch = answer.get_json()
+    assert sorted(batch) == sorted(FIELDS)
+    assert (batch["object"], batch["provider"], batch["model"]) == ("batch", "openai", "gpt-4o-mini")
+    assert batch["metadata"] == {"team": "search"}
+    assert batch["request_counts"]["total"] == 2
+    (simulated,) = llm_provider.batches
+    assert simulated.id == batch["id"]
+    assert simulated.requests[0]["body"] == {
+        "messages": [{"role": "user", "content": "say 0"}],
+        "model": "gpt-4o-mini",
+        "max_tokens": 5,
+    }
+
+
+def test_a_batch_runs_and_comes_back(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Retrieve follows the provider, and the results are rows with all three keys."""
+    batch_id = create_batch(ada, 2)
+    assert ada.get(f"/v1/batches/{batch_id}").get_json()["status"] == "in_progress"
+    llm_provider.batches[0].finish()
+    batch = ada.get(f"/v1/batches/{batch_id}?provider=openai").get_json()
+    assert (batch["status"], batch["metadata"]) == ("completed", None)
+    rows = ada.get(f"/v1/batches/{batch_id}/results?provider=openai").get_json()["results"]
+    assert sorted(row["custom_id"] for row in rows) == ["r0", "r1"]
+    for row in rows:
+        assert sorted(row) == ["custom_id", "error", "result"]
+        assert row["error"] is None
+        assert row["result"]["choices"][0]["message"]["content"] == f"say {row['custom_id'][1:]}"
+        assert row["result"]["usage"]["total_tokens"] > 0
+
+
+def test_a_batch_is_cancelled(ada: FlaskClient) -> None:
+    """A cancel with an empty JSON body, as existing clients send it, answers the batch."""
+    batch_id = create_batch(ada)
+    answer = ada.post(f"/v1/batches/{batch_id}/cancel", content_type="application/json")
+    assert (answer.status_code, answer.get_json()["status"]) == (200, "cancelling")
+
+
+def test_an_empty_json_body_on_get_is_no_error(ada: FlaskClient) -> None:
+    """Existing clients send ``Content-Type: application/json`` with nothing on every call."""
+    batch_id = create_batch(ada)
+    for path in ("", f"/{batch_id}"):
+        assert ada.get(f"/v1/batches{path}", content_type="application/json").status_code == 200
+
+
+@pytest.mark.parametrize("finish", ["expire", "cancel"])
+def test_unfinished_results_are_a_conflict(ada: FlaskClient, llm_provider: Simulator, finish: str) -> None:
+    """Results that are not there are a 409 in the words that clients rely on."""
+    batch_id = create_batch(ada)
+    expected = ["in_progress", "expired" if finish == "expire" else "cancelled"]
+    for status in expected:
+        answer = ada.get(f"/v1/batches/{batch_id}/results?provider=openai")
+        assert answer.status_code == 409
+        assert answer.get_json()["detail"] == (
+            f"Batch '{batch_id}' is not yet complete (status: {status}). "
+            f"Call GET /v1/batches/{batch_id}?provider=openai to check the current status."
+        )
+        assert answer.get_json()["status"] == status
+        assert answer.get_json()["error"]["code"] == "batch_not_complete"
+        assert answer.headers["Retry-After"]
+        assert answer.headers["X-Should-Retry"] == "false"
+        getattr(llm_provider.batches[0], finish)()
+        llm_provider.batches[0].finish() if finish == "cancel" else None
+
+
+def test_results_of_a_failed_batch_say_why(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """A batch that failed before any request ran is a 409 with the provider's reasons."""
+    batch_id = create_batch(ada)
+    llm_provider.batches[0].fail("This line is not parseable.", line=7)
+    answer = ada.get(f"/v1/batches/{batch_id}/results")
+    assert answer.status_code == 409
+    assert answer.get_json()["detail"] == (
+        f"Batch '{batch_id}' is not yet complete (status: failed). Line 7: This line is not parseable."
+    )
+    assert answer.get_json()["error"]["code"] == "batch_failed"
+
+
+def test_a_callers_list_is_their_record(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
+    """A list has the caller's own batches, newest first, in exact pages, without a call to the provider."""
+    made = [create_batch(ada, 1) for _ in range(5)]
+    create_batch(client_of(app, "bob"), 1)
+    before = len(llm_provider.calls)
+    first = ada.get("/v1/batches?limit=2").get_json()
+    assert [batch["id"] for batch in first["data"]] == made[:2:-1]
+    assert (first["object"], first["has_more"]) == ("list", True)
+    assert (first["first_id"], first["last_id"]) == (made[4], made[3])
+    rest = ada.get(f"/v1/batches?limit=3&after={first['last_id']}&provider=openai").get_json()
+    assert [batch["id"] for batch in rest["data"]] == made[2::-1]
+    assert not rest["has_more"]
+    assert client_of(app, "eve").get("/v1/batches").get_json() == {
+        "object": "list",
+        "data": [],
+        "first_id": None,
+        "last_id": None,
+        "has_more": False,
+    }
+    assert len(llm_provider.calls) == before
+
+
+def test_an_admins_list_is_the_providers(ada: FlaskClient, admin: FlaskClient) -> None:
+    """An admin lists what the provider has, page by page, and must name it."""
+    made = [create_batch(ada, 1) for _ in range(3)]
+    page = admin.get("/v1/batches?provider=openai&limit=2").get_json()
+    assert [batch["id"] for batch in page["data"]] == made[:0:-1]
+    assert page["has_more"]
+    assert page["data"][0]["metadata"] is None
+    rest = admin.get(f"/v1/batches?provider=openai&after={page['last_id']}").get_json()
+    assert [batch["id"] for batch in rest["data"]] == made[:1]
+    missing = admin.get("/v1/batches")
+    assert missing.status_code == 422
+    assert missing.get_json()["detail"][0]["loc"] == ["query", "provider"]
+
+
+@pytest.mark.parametrize(
+    ("query", "loc"),
+    [
+        ("limit=0", ["query", "limit"]),
+        ("limit=101", ["query", "limit"]),
+        ("limit=x", ["query", "limit"]),
+        ("after=nothing", ["query", "after"]),
+        ("provider=", ["query", "provider"]),
+    ],
+)
+def test_senseless_pages_are_refused(ada: FlaskClient, query: str, loc: list[str]) -> None:
+    """A limit or a cursor that makes no sense is a 422 that names it."""
+    answer = ada.get(f"/v1/batches?{query}")
+    assert answer.status_code == 422
+    assert answer.get_json()["detail"][0]["loc"] == loc
+    assert answer.get_json()["error"]["code"] == "validation_error"
+
+
+@pytest.mark.parametrize(
+    ("change", "loc", "kind"),
+    [
+        ({"model": None}, ["body", "model"], "value_error"),
+        ({"model": 3}, ["body", "model"], "value_error"),
+        ({"model": "m:" + "x" * 300}, ["body", "model"], "value_error"),
+        ({"requests": None}, ["body", "requests"], "value_error"),
+        ({"requests": {}}, ["body", "requests"], "value_error"),
+        ({"requests": []}, ["body", "requests"], "value_error"),
+        ({"requests": [{"body": {}}]}, ["body", "requests", 0, "custom_id"], "missing"),
+        ({"requests": [{"custom_id": "a"}]}, ["body", "requests", 0, "body"], "missing"),
+        ({"metadata": {"team": 3}}, ["body", "metadata", "team"], "value_error"),
+        ({"metadata": {"k" * 65: ""}}, ["body", "metadata", "k" * 65], "value_error"),
+        ({"metadata": {"key": "v" * 513}}, ["body", "metadata", "key"], "value_error"),
+        ({"metadata": dict.fromkeys(map(str, range(16)), "")}, ["body", "metadata"], "value_error"),
+        ({"endpoint": "embeddings"}, ["body", "endpoint"], "value_error"),
+        ({"completion_window": ""}, ["body", "completion_window"], "value_error"),
+        ({"user": ""}, ["body", "user"], "value_error"),
+    ],
+)
+def test_bad_fields_are_named(
+    ada: FlaskClient, llm_provider: Simulator, change: dict[str, Any], loc: list[Any], kind: str
+) -> None:
+    """A wrong field of a create is a 422 that says where and why, and nothing is sent."""
+    body = {"model": "openai:gpt-4o-mini", "requests": requests(1), **change}
+    answer = ada.post("/v1/batches", json=body)
+    assert answer.status_code == 422, answer.text
+    assert [(item["loc"], item["type"]) for item in answer.get_json()["detail"]] == [(loc, kind)]
+    assert answer.get_json()["error"]["param"] == loc[1]
+    assert not llm_provider.calls
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (b"", "text/plain", 422, "validation_error"),
+        (b"{", "application/json", 422, "invalid_json"),
+        (b'{"a": 1} x', "application/json", 422, "invalid_json"),
+        (b'{"model": "\\ud800"}', "application/json", 422, "invalid_json"),
+        (b'{"model": "\xff"}', "application/json", 422, "invalid_json"),
+        (b"[" * 3000, "application/json", 422, "validation_error"),
+        (b'{"a": ' + b"[" * 3000, "application/json", 422, "invalid_json"),
+        (b"[]", "application/json", 422, "validation_error"),
+        (b"{}", "text/plain", 415, "unsupported_media_type"),
+    ],
+)
+def test_bodies_that_are_no_json_are_refused(
+    ada: FlaskClient, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    """An empty, malformed or foreign body gets a clear error, never a 500."""
+    answer = ada.post("/v1/batches", data=body, content_type=content_type)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (status, code)
+    assert isinstance(answer.get_json()["detail"], list) == (status == 422)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "code", "quoted"),
+    [
+        ("gpt-4o-mini", 400, "invalid_model", "gpt-4o-mini"),
+        (":gpt", 400, "invalid_model", ":gpt"),
+        ("openai:", 400, "invalid_model", "openai:"),
+        ("nowhere:gpt", 400, "unknown_provider", "nowhere"),
+        ("grok:gpt", 422, "unsupported_provider", "grok"),
+    ],
+)
+def test_models_that_lead_nowhere_are_refused(
+    make_host: MakeHost, llm_provider: Simulator, model: str, status: int, code: str, quoted: str
+) -> None:
+    """A model without a provider, or with one that takes no batches, is refused in the known words."""
+    app = make_host(providers={"openai": llm_provider.settings, "grok": {"provider": "xai", "api_key": "k"}})
+    answer = client_of(app, "ada").post("/v1/batches", json={"model": model, "requests": requests(1)})
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (status, code)
+    assert quoted in answer.get_json()["detail"]
+
+
+@pytest.mark.parametrize("model", ["OpenAI:m", "openai/m", "openai:org/m", "openai/ft:m"])
+def test_models_are_split_at_the_first_mark(ada: FlaskClient, llm_provider: Simulator, model: str) -> None:
+    """The provider ends at the first colon or slash, and its case does not matter."""
+    create_batch(ada, 1, model=model)
+    assert llm_provider.batches[0].requests[0]["body"]["model"] == model[7:]
+
+
+def test_owners_see_only_their_own(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
+    """A foreign batch is answered like one that does not exist, and no provider hears of it."""
+    batch_id = create_batch(ada)
+    eve = client_of(app, "eve")
+    before = len(llm_provider.calls)
+    for id_ in (batch_id, "batch_nowhere"):
+        for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/results")):
+            answer = eve.open(f"/v1/batches/{id_}{path}?provider=openai", method=method)
+            assert answer.status_code == 404
+            assert answer.get_json()["detail"] == f"Batch '{id_}' not found"
+            assert eve.open(f"/v1/batches/{id_}{path}", method=method).status_code == 422
+        assert eve.get(f"/v1/batches?after={id_}").status_code == 422
+    assert len(llm_provider.calls) == before
+
+
+def test_another_provider_than_the_records_is_not_found(
+    make_host: MakeHost, llm_provider: Simulator
+) -> None:
+    """``?provider=`` must be the batch's own, for admins too."""
+    app = make_host(providers={"openai": llm_provider.settings, "EU": {"provider": "openai", "api_key": "k"}})
+    batch_id = create_batch(client_of(app, "ada"))
+    for user in ("ada", None):
+        assert client_of(app, user).get(f"/v1/batches/{batch_id}?provider=eu").status_code == 404
+        assert client_of(app, user).get(f"/v1/batches/{batch_id}?provider=openai").status_code == 200
+
+
+def test_untracked_batches_are_for_admins(make_host: MakeHost, llm_provider: Simulator) -> None:
+    """A batch that was not made here is shown to admins, and to others only where the host allows it."""
+    elsewhere = create_batch(client_of(make_host(), "ada"))
+    path = f"/v1/batches/{elsewhere}?provider=openai"
+    strict, lenient = make_host(), make_host(untracked="allow")
+    assert client_of(strict, None).get(path).status_code == 200
+    assert client_of(strict, "ada").get(path).status_code == 404
+    assert client_of(lenient, "ada").get(path).status_code == 200
+    assert client_of(strict, None).get(path.partition("?")[0]).status_code == 422
+
+
+def test_an_admin_acts_for_others(app: Flask, ada: FlaskClient, admin: FlaskClient) -> None:
+    """``user`` names the owner: anyone for an admin, oneself for the rest."""
+    batch_id = create_batch(admin, user="ada")
+    assert ada.get(f"/v1/batches/{batch_id}").status_code == 200
+    create_batch(ada, user="ada")
+    answer = ada.post(
+        "/v1/batches", json={"model": "openai:m", "requests": requests(1), "user": "bob"}
+    )
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (403, "forbidden")
+    mine = create_batch(admin)
+    assert admin.get(f"/v1/batches/{mine}").status_code == 200
+    assert client_of(app, "bob").get(f"/v1/batches/{mine}?provider=openai").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("DELETE", "", {"GET", "POST"}),
+        ("POST", "/b1", {"GET"}),
+        ("GET", "/b1/cancel", {"POST"}),
+        ("PUT", "/b1/results/", {"GET"}),
+    ],
+)
+def test_wrong_methods_get_our_error(ada: FlaskClient, method: str, path: str, allow: set[str]) -> None:
+    """A wrong method under our prefix is a 405 in JSON that says which ones are right."""
+    answer = ada.open(f"/v1/batches{path}", method=method)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (405, "method_not_allowed")
+    assert set(answer.headers["Allow"].split(", ")) == allow
+
+
+def test_large_bodies_are_refused_by_our_own_limit(make_host: MakeHost, llm_provider: Simulator) -> None:
+    """Our limit holds on our endpoints, over the host's own, and the answer names it."""
+    app = make_host(max_content_length=2000)
+    app.config["MAX_CONTENT_LENGTH"] = 10
+    ada = client_of(app, "ada")
+    create_batch(ada, 1)
+    answer = ada.post("/v1/batches", json={"model": "openai:m", "requests": requests(50)})
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (413, "too_large")
+    assert "2000 bytes" in answer.get_json()["detail"]
+
+
+def test_too_many_requests_are_refused(make_host: MakeHost, llm_provider: Simulator) -> None:
+    """``LLM_BATCHES_MAX_REQUESTS`` is a 422 that names the limit, before anything is sent."""
+    ada = client_of(make_host(max_requests=2), "ada")
+    create_batch(ada, 2)
+    calls = len(llm_provider.calls)
+    answer = ada.post("/v1/batches", json={"model": "openai:m", "requests": requests(3)})
+    assert answer.status_code == 422
+    assert "2" in answer.get_json()["detail"][0]["msg"]
+    assert len(llm_provider.calls) == calls
+
+
+def test_other_endpoints_of_the_provider(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """``endpoint`` and ``completion_window`` go to the provider, which has the last word."""
+    create_batch(ada, 1, endpoint="/v1/embeddings", completion_window="24h")
+    assert llm_provider.batches[0].requests[0]["url"] == "/v1/embeddings"
+    body = {"model": "openai:m", "requests": requests(1), "completion_window": "1h"}
+    answer = ada.post("/v1/batches", json=body)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "provider_rejected")
+    assert "completion_window" in answer.get_json()["detail"]
+
+
+def test_hidden_metadata_stays_hidden(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Our own id travels in the provider's metadata, over a caller's value, and is never shown."""
+    batch_id = create_batch(ada, metadata={"flask_llm_batches_uid": "mine", "a": "b"})
+    sent = llm_provider.batches[0].metadata
+    assert sent is not None
+    assert sent["flask_llm_batches_uid"] != "mine"
+    for answer in (
+        ada.get(f"/v1/batches/{batch_id}"),
+        ada.get("/v1/batches"),
+        client_of(ada.application, None).get("/v1/batches?provider=openai"),
+    ):
+        assert b"flask_llm_batches_uid" not in answer.data
+        assert b'{"a":"b"}' in answer.data
