@@ -73,8 +73,10 @@ class Settings:
         names = {PREFIX + f.name.upper(): f.name for f in fields(cls)}
         given = {key: value for key, value in config.items() if key.startswith(PREFIX)}
         for key in given.keys() - names.keys():
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(names))}"
+            near = difflib.get_close_matches(
+                key.removeprefix(PREFIX), [name.upper() for name in names.values()], n=1
+            )
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known are {', '.join(sorted(names))}"
             raise ConfigurationError(f"{key} is no setting of flask-llm-batches; {hint}")
         checked = {names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()}
         return cls(**checked)

@@ -56,6 +56,9 @@ def from_environment() -> Flask:
 def requests(count: int, **body: Any) -> list[dict[str, Any]]:
     """Make so many requests of a batch."""
     return [
-        {"custom_id": f"r{number}", "body": {"messages": [{"role": "user", "content": f"say {number}"}], **body}}
+        {
+            "custom_id": f"r{number}",
+            "body": {"messages": [{"role": "user", "content": f"say {number}"}], **body},
+        }
         for number in range(count)
     ]

@@ -15,9 +15,7 @@ from flask_llm_batches.testing import Simulator
 
 @pytest.fixture
 def client(llm_provider: Simulator) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        api_key=llm_provider.api_key, base_url=llm_provider.base_url, max_retries=0
-    ) as client:
+    with openai.OpenAI(api_key=llm_provider.api_key, base_url=llm_provider.base_url, max_retries=0) as client:
         yield client
 
 
@@ -30,7 +28,10 @@ def submit(client: openai.OpenAI, *lines: dict[str, Any] | str) -> openai.types.
     text = "\n".join(item if isinstance(item, str) else json.dumps(item) for item in lines)
     file = client.files.create(file=("in.jsonl", text.encode()), purpose="batch")
     return client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"team": "a"}
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"team": "a"},
     )
 
 
@@ -50,7 +51,9 @@ def test_a_batch_runs_from_upload_to_output(llm_provider: Simulator, client: ope
     assert done.request_counts is not None
     assert (done.request_counts.total, done.request_counts.completed) == (2, 2)
     output = rows(client, done.output_file_id)
-    assert {row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in output} == {
+    assert {
+        row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in output
+    } == {
         "a": "a",
         "b": "b",
     }

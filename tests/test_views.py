@@ -256,9 +256,7 @@ def test_owners_see_only_their_own(app: Flask, ada: FlaskClient, llm_provider: S
     assert len(llm_provider.calls) == before
 
 
-def test_another_provider_than_the_records_is_not_found(
-    make_host: MakeHost, llm_provider: Simulator
-) -> None:
+def test_another_provider_than_the_records_is_not_found(make_host: MakeHost, llm_provider: Simulator) -> None:
     """``?provider=`` must be the batch's own, for admins too."""
     app = make_host(providers={"openai": llm_provider.settings, "EU": {"provider": "openai", "api_key": "k"}})
     batch_id = create_batch(client_of(app, "ada"))
@@ -283,9 +281,7 @@ def test_an_admin_acts_for_others(app: Flask, ada: FlaskClient, admin: FlaskClie
     batch_id = create_batch(admin, user="ada")
     assert ada.get(f"/v1/batches/{batch_id}").status_code == 200
     create_batch(ada, user="ada")
-    answer = ada.post(
-        "/v1/batches", json={"model": "openai:m", "requests": requests(1), "user": "bob"}
-    )
+    answer = ada.post("/v1/batches", json={"model": "openai:m", "requests": requests(1), "user": "bob"})
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (403, "forbidden")
     mine = create_batch(admin)
     assert admin.get(f"/v1/batches/{mine}").status_code == 200

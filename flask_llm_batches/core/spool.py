@@ -84,8 +84,7 @@ def _encoded(request: object) -> msgspec.Raw | str:
 def _write(
     requests: Iterable[msgspec.Raw | str], file: IO[bytes], *, model: str, endpoint: str, max_requests: int
 ) -> int:
-    errors: dict[int | str, Any] = {}
-    wrong = count = 0
+    problems = _Problems()
     seen: dict[str, int] = {}
     head = {"method": "POST", "url": endpoint}
     model_json = msgspec.Raw(msgspec.json.encode(model))
@@ -97,25 +96,17 @@ def _write(
             custom_id, body = _checked(request, decode)
             if (first := seen.setdefault(custom_id, index)) != index:
                 raise _Wrong("custom_id", f"Not unique: request {first} has the same one.")
-            line = msgspec.json.encode(
-                {"custom_id": custom_id, **head, "body": {**body, "model": model_json}}
-            )
         except _Wrong as problem:
-            wrong += 1
-            if wrong <= MAX_ERRORS:
-                errors[index] = {problem.field: [problem.message]} if problem.field else [problem.message]
-        else:
-            count += 1
-            if not wrong:
-                file.write(msgspec.json.format(line, indent=-1))
-                file.write(b"\n")
-    if wrong > MAX_ERRORS:
-        errors["_schema"] = [f"{wrong - MAX_ERRORS} more requests are wrong."]
-    if not wrong and not count:
-        errors["_schema"] = ["Shorter than minimum length 1."]
-    if errors:
-        raise ValidationFailed({"requests": errors})
-    return count
+            problems.add(index, problem)
+            continue
+        if not problems.count:
+            line = {"custom_id": custom_id, **head, "body": {**body, "model": model_json}}
+            file.write(msgspec.json.format(msgspec.json.encode(line), indent=-1))
+            file.write(b"\n")
+    problems.raise_if_any()
+    if not seen:
+        raise ValidationFailed({"requests": ["Shorter than minimum length 1."]})
+    return len(seen)
 
 
 class _Wrong(Exception):
@@ -125,6 +116,25 @@ class _Wrong(Exception):
         super().__init__(message)
         self.field = field
         self.message = message
+
+
+class _Problems:
+    """The wrong requests: the first ones by index, the rest as a number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._messages: dict[int | str, Any] = {}
+
+    def add(self, index: int, problem: _Wrong) -> None:
+        self.count += 1
+        if self.count <= MAX_ERRORS:
+            self._messages[index] = {problem.field: [problem.message]} if problem.field else [problem.message]
+
+    def raise_if_any(self) -> None:
+        if self.count > MAX_ERRORS:
+            self._messages["_schema"] = [f"{self.count - MAX_ERRORS} more requests are wrong."]
+        if self.count:
+            raise ValidationFailed({"requests": self._messages})
 
 
 def _checked(request: msgspec.Raw | str, decode: Any) -> tuple[str, dict[str, msgspec.Raw]]:

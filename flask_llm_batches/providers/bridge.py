@@ -13,8 +13,9 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from asgiref.sync import async_to_sync
 
@@ -135,25 +136,36 @@ def run_apart(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) ->
     Raises:
         TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
     """
-    result: Future[T] = Future()
+    # Errors travel as values: one that is raised through async_to_sync is part of a reference cycle with
+    # the thread that async_to_sync started, which then stays until the garbage collector comes by.
+    outcome: Future[tuple[T | None, BaseException | None]] = Future()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
-    async def cancellable() -> T:
+    async def caught() -> tuple[T | None, BaseException | None]:
         if (task := asyncio.current_task()) is not None:
             running.append((asyncio.get_running_loop(), task))
-        return await _within(timeout, function())
+        try:
+            return await _within(timeout, function()), None
+        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
+            return None, error
 
     def work() -> None:
         try:
-            result.set_result(async_to_sync(cancellable)())
-        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
-            result.set_exception(error)
+            outcome.set_result(async_to_sync(caught)())
+        except BaseException as error:  # noqa: BLE001  # nothing but the loop itself has failed
+            outcome.set_exception(error)
 
     threading.Thread(target=work, name="llm-batches-transfer", daemon=True).start()
     try:
-        return result.result(timeout + _GRACE)
+        value, error = outcome.result(timeout + _GRACE)
     except BaseException:
-        if not result.done():
-            for loop, task in running:
+        for loop, task in running:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(task.cancel)
         raise
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error
+    return cast(T, value)

@@ -193,6 +193,9 @@ class Providers:
             kind = AnyLLM.get_provider_class(provider.kind)
         except UnsupportedProviderError:
             raise UnknownProvider(f"Unknown provider '{asked_for}'", param="provider") from None
+        except ImportError as error:
+            needed = ImportError(f"{error}; pip install 'any-llm-sdk[{provider.kind}]'")
+            raise as_ours(needed, provider=provider.name, call="import", redact=self._redact) from None
         if not kind.SUPPORTS_BATCH:
             raise UnsupportedProvider(
                 f"Provider '{provider.name}' does not support batch operations", param="provider"

@@ -36,7 +36,9 @@ class _Refused(Exception):
         self.code = code
 
 
-def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Response:
+def error_response(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> Response:
     """Make an error as OpenAI does."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
@@ -158,7 +160,9 @@ def _keep(simulator: Simulator, data: bytes, filename: str, purpose: str) -> dic
 def _create(simulator: Simulator, asked: dict[str, Any]) -> SimulatedBatch:
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(asked.get(name), str):
-            raise _Refused(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+            raise _Refused(
+                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
+            )
     if asked["input_file_id"] not in simulator.contents:
         raise _Refused(f"No such File object: {asked['input_file_id']}", param="input_file_id")
     if asked["endpoint"] not in ENDPOINTS:
@@ -211,7 +215,9 @@ def _validate(data: bytes, endpoint: str) -> tuple[list[dict[str, Any]], list[di
     return lines, errors
 
 
-def _problem_of(line: Any, endpoint: str, seen: set[str], model: str | None) -> tuple[str, str, str | None] | None:
+def _problem_of(
+    line: Any, endpoint: str, seen: set[str], model: str | None
+) -> tuple[str, str, str | None] | None:
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str) or not line["custom_id"]:
         return "missing_required_parameter", "Missing required parameter: 'custom_id'.", "custom_id"
     if line["custom_id"] in seen:

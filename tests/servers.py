@@ -1,0 +1,92 @@
+"""Real servers, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from flask_llm_batches.testing import Simulator
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server at work.
+
+    Attributes:
+        url: Where it listens.
+        pid: Its first process.
+        log: What it has printed so far.
+        spool: Its folder for spooled requests.
+    """
+
+    url: str
+    pid: int
+    log_file: Path
+    spool: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def workers(self) -> list[int]:
+        """Give the process ids of its children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+
+@contextmanager
+def gunicorn(simulator: Simulator, folder: Path, *options: str) -> Iterator[Running]:
+    """Run the host of ``tests.hosts`` under gunicorn, with the simulator as its provider."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spool, log_file = folder / "spool", folder / "server.log"
+    spool.mkdir(exist_ok=True)
+    environment = {
+        **os.environ,
+        "HOST_DATABASE": str(folder / "host.sqlite3"),
+        "HOST_PROVIDERS": json.dumps({"openai": simulator.settings}),
+        "HOST_SPOOL": str(spool),
+        "PYTHONWARNINGS": "default",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "tests.hosts:from_environment()",
+        "--bind",
+        f"127.0.0.1:{port}",
+    ]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_for(port, process, log_file)
+        yield Running(f"http://127.0.0.1:{port}", process.pid, log_file, spool)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/v1/batches")
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"the server did not start:\n{log_file.read_text()}")

@@ -1,0 +1,223 @@
+"""What providers do wrong, on every endpoint: the right answer, and no secret anywhere."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from flask_llm_batches.config import Settings
+from flask_llm_batches.providers.failures import REDACTED, Redactor
+from flask_llm_batches.testing import Simulator
+from tests.conftest import MakeHost, client_of, create_batch
+from tests.hosts import MASTER_KEY, requests
+
+PLANTED = "sk-planted-8c1f0e7d6b5a49382716"
+CONFIGURED = "just some words of ours"
+
+ENDPOINTS = {
+    "upload": "POST /files",
+    "create": "POST /batches",
+    "retrieve": "GET /batches/",
+    "cancel": "POST /batches/",
+    "list": "GET /batches",
+    "results": "GET /batches/",
+    "download": "GET /files/",
+}
+
+
+@pytest.fixture
+def failing(make_host: MakeHost, llm_provider: Simulator, tmp_path: Path) -> Flask:
+    """An app with a secret in its settings, and little patience."""
+    llm_provider.api_key = CONFIGURED
+    return make_host(
+        database=tmp_path / "host.sqlite3",
+        providers={
+            "openai": {**llm_provider.settings, "client_args": {"default_headers": {"X-Extra": PLANTED}}}
+        },
+        timeout=0.5,
+        transfer_timeout=0.5,
+    )
+
+
+def call(app: Flask, llm_provider: Simulator, endpoint: str, batch_id: str):  # type: ignore[no-untyped-def]
+    """Call one of the endpoints as its owner, or as an admin for the provider's list."""
+    ada, path = client_of(app, "ada"), f"/v1/batches/{batch_id}"
+    if endpoint in ("upload", "create"):
+        return ada.post("/v1/batches", json={"model": "openai:m", "requests": requests(1)})
+    if endpoint == "cancel":
+        return ada.post(f"{path}/cancel")
+    if endpoint == "list":
+        return client_of(app, None).get("/v1/batches?provider=openai")
+    return ada.get(path if endpoint == "retrieve" else f"{path}/results")
+
+
+FAULTS = {
+    "400": (400, "provider_rejected"),
+    "401": (502, "provider_error"),
+    "403": (502, "provider_error"),
+    "404": (404, "not_found"),
+    "409": (400, "provider_rejected"),
+    "413": (400, "provider_rejected"),
+    "422": (400, "provider_rejected"),
+    "429": (429, "rate_limited"),
+    "500": (502, "provider_error"),
+    "503": (502, "provider_error"),
+    "hang": (504, "provider_timeout"),
+    "drop": (502, "provider_error"),
+    "html": (502, "provider_error"),
+    "other json": (502, "provider_error"),
+    "broken json": (502, "provider_error"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_failure_has_its_answer(
+    failing: Flask,
+    llm_provider: Simulator,
+    caplog: pytest.LogCaptureFixture,
+    spool_dir: Path,
+    tmp_path: Path,
+    endpoint: str,
+    fault: str,
+) -> None:
+    """Each fault gives the documented status on each endpoint, one POST at the most, and no secret."""
+    batch_id = create_batch(client_of(failing, "ada"), metadata={"a": "b"})
+    if endpoint in ("results", "download"):
+        llm_provider.batches[0].finish()
+    caplog.set_level(logging.DEBUG)
+    llm_provider.calls.clear()
+    on = ENDPOINTS[endpoint]
+    message = f"rejected: {PLANTED} and {CONFIGURED} and {MASTER_KEY}"
+    if fault == "hang":
+        llm_provider.delay_next(30, on=on)
+    elif fault == "drop":
+        llm_provider.drop_next(on=on)
+    elif fault.isdigit():
+        llm_provider.fail_next(int(fault), on=on, message=message, headers={"Retry-After": "17"})
+    else:
+        body = {"html": f"<p>{message}", "other json": '{"hello": 1}', "broken json": '{"id": "'}[fault]
+        kind = "text/html" if fault == "html" else "application/json"
+        llm_provider.fail_next(200, on=on, body=body, headers={"Content-Type": kind})
+    answer = call(failing, llm_provider, endpoint, batch_id)
+
+    status, code = FAULTS[fault]
+    if fault == "404" and endpoint in ("upload", "create", "list"):
+        status, code = 502, "provider_error"
+    assert (answer.status_code, answer.json["error"]["code"]) == (status, code), answer.text
+    if status == 502:
+        assert answer.json["detail"] == "LLM provider error"
+    if code == "provider_rejected":
+        assert answer.json["detail"] == f"rejected: {REDACTED} and {REDACTED} and {REDACTED}"
+    if code == "rate_limited":
+        assert answer.headers["Retry-After"] == "17"
+    if endpoint in ("upload", "create"):
+        assert (answer.headers.get("X-Should-Retry") == "false") == (status in (502, 504))
+    posts = [made for made in llm_provider.calls if made.method == "POST"]
+    assert len(posts) == {"upload": 1, "create": 2, "cancel": 1}.get(endpoint, 0)
+    assert not list(spool_dir.iterdir())
+
+    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+        stored = "\n".join(database.iterdump())
+    assert "create" in stored
+    for secret in (PLANTED, CONFIGURED, MASTER_KEY):
+        for place in (answer.text, str(answer.headers), caplog.text, stored):
+            assert secret not in place
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [("upload", "failed"), ("refused", "failed"), ("dropped", "unknown"), ("500", "unknown")],
+)
+def test_a_failed_create_is_recorded(
+    failing: Flask, llm_provider: Simulator, tmp_path: Path, fault: str, state: str
+) -> None:
+    """The record says whether there is no batch or there may be one, and the usage has the failed create."""
+    if fault == "upload":
+        llm_provider.drop_next(on="POST /files")
+    elif fault == "dropped":
+        llm_provider.drop_next(on="POST /batches")
+    else:
+        llm_provider.fail_next(400 if fault == "refused" else 500, on="POST /batches")
+    call(failing, llm_provider, "create", "")
+    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+        assert database.execute("SELECT state, batch_id, owner FROM llm_batches_batch").fetchall() == [
+            (state, None, "ada")
+        ]
+        ((event, error, owner),) = database.execute(
+            "SELECT event, error, owner FROM llm_batches_usage"
+        ).fetchall()
+    assert (event, owner) == ("create_failed", "ada")
+    assert error == ("provider_rejected" if fault == "refused" else "provider_error")
+    assert client_of(failing, "ada").get("/v1/batches").get_json()["data"] == []
+
+
+@pytest.mark.parametrize("entry", [{}, {"provider": "openai"}])
+def test_a_missing_key_is_the_operators_business(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture, entry: dict[str, str]
+) -> None:
+    """Without a key the answer is a 503 that tells nothing; the log tells what to do."""
+    app = make_host(providers={"openai": entry})
+    answer = client_of(app, "ada").post("/v1/batches", json={"model": "openai:m", "requests": requests(1)})
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "provider_not_configured")
+    assert "OPENAI_API_KEY" not in answer.text
+    assert "OPENAI_API_KEY" in caplog.text
+
+
+@pytest.mark.skipif(find_spec("together") is not None, reason="the package is there")
+def test_a_missing_package_is_the_operators_business(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a provider's package the answer is a 503; the log says what to install."""
+    app = make_host(providers={"together": {"api_key": "k"}})
+    answer = client_of(app, "ada").post("/v1/batches", json={"model": "together:m", "requests": requests(1)})
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "provider_not_configured")
+    assert "pip install" in caplog.text
+    assert "pip install" not in answer.text
+
+
+def test_reasons_of_a_failed_batch_are_redacted(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """What a provider says of a failed batch is shown without keys."""
+    batch_id = create_batch(ada)
+    llm_provider.batches[0].fail(f"key {PLANTED} is over its limit")
+    for path in ("", "/results"):
+        text = ada.get(f"/v1/batches/{batch_id}{path}").text
+        assert f"key {REDACTED} is over its limit" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("key sk-proj-abc123DEF456 is bad", f"key {REDACTED} is bad"),
+        ("Authorization: Bearer abc.def", f"Authorization: Bearer {REDACTED}"),
+        ("AIzaSyA1234567890abcdefghij", REDACTED),
+        ("token eyJhbGciOi.eyJzdWIiOi.sflKxw", f"token {REDACTED}"),
+        ("0123456789abcdef0123456789abcdef", REDACTED),
+        ("batch_68f0a1b2c3d4e5f60718293a4b5c6d7e", "batch_68f0a1b2c3d4e5f60718293a4b5c6d7e"),
+        ("2c1f8f1e-8a51-4c3f-9b1f-0a1b2c3d4e5f", "2c1f8f1e-8a51-4c3f-9b1f-0a1b2c3d4e5f"),
+        ("No such File object: file-abc", "No such File object: file-abc"),
+        ("the risk-averse desk-top", "the risk-averse desk-top"),
+        ("our words here", f"our {REDACTED} here"),
+        ("from the environment", f"from the {REDACTED}"),
+    ],
+)
+def test_keys_are_redacted_and_ids_are_not(monkeypatch: pytest.MonkeyPatch, text: str, redacted: str) -> None:
+    """Configured values and whatever is shaped like a key go; ids that help stay."""
+    settings = Settings.from_config(
+        {
+            "LLM_BATCHES_MASTER_KEY": "our-key",
+            "LLM_BATCHES_PROVIDERS": {
+                "openai": {"api_key": None, "client_args": {"nested": [{"deep": "words "}]}}
+            },
+        }
+    )
+    monkeypatch.setenv("SOME_KEY", "environment")
+    redact = Redactor(settings)
+    redact.learn("SOME_KEY")
+    assert redact(text).replace(REDACTED + "here", REDACTED + " here") == redacted

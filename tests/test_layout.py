@@ -1,0 +1,78 @@
+"""Imports run one way, and what is heavy is imported late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flask_llm_batches
+
+ROOT = Path(flask_llm_batches.__file__).parent
+
+# Each may import those that stand after it, and only where it says so.
+ALLOWED = {
+    "extension": {"cli", "web", "core", "providers", "store"},
+    "cli": {"core"},
+    "web": {"core"},
+    "core": {"providers", "store"},
+    "providers": set(),
+    "store": set(),
+    "testing": set(),
+}
+EVERYBODY = {"batch", "config", "errors", "principal", "signals"}
+
+ONLY = {
+    "any_llm": "providers",
+    "asgiref": "providers",
+    "openai": "providers",
+    "sqlalchemy": "store",
+    "marshmallow": "web",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Give the modules that a file imports, TYPE_CHECKING or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    """A room imports only the rooms below it, and foreign libraries have one room each."""
+    here = room(path)
+    for module in imports(path):
+        package, _, inner = module.partition(".")
+        if package == "flask_llm_batches":
+            there = inner.partition(".")[0]
+            if here not in ("__init__", there):
+                assert there in ALLOWED.get(here, set()) | EVERYBODY, f"{path} imports {module}"
+        elif here not in (ONLY.get(package), "testing"):
+            assert package not in ONLY, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import flask_llm_batches",
+        "from flask.cli import main; sys.argv = ['flask', '--app', 'tests.hosts:create_host', 'routes']\n"
+        "try: main()\nexcept SystemExit: pass",
+    ],
+)
+def test_any_llm_is_imported_late(code: str) -> None:
+    """Neither ``import flask_llm_batches`` nor ``flask routes`` pays for any_llm."""
+    script = f"import sys\n{code}\nassert 'flask_llm_batches' in sys.modules\nprint('any_llm' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,107 @@
+"""Journeys through a real server."""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flask_llm_batches.testing import Simulator
+from tests.hosts import requests
+from tests.servers import Running, gunicorn
+
+NOISE = (
+    "Event loop is closed",
+    "Task exception was never retrieved",
+    "Traceback",
+    "Warning",
+    "never awaited",
+)
+
+
+def sizes(server: Running) -> list[tuple[int, int]]:
+    """Give the threads and the open files of each worker."""
+    return [
+        (len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd")))
+        for pid in sorted(server.workers())
+    ]
+
+
+def mixed_calls(server: Running, client: int, count: int) -> list[int]:
+    """Make so many calls of all kinds on one connection, and give their statuses."""
+    chance, made, statuses = random.Random(client), [], []
+    with httpx.Client(base_url=server.url, headers={"X-User": f"user-{client % 4}"}, timeout=60) as http:
+        for number in range(count):
+            kind = chance.choice(["create", "retrieve", "retrieve", "list", "results", "cancel", "wrong"])
+            if kind == "create" or not made:
+                answer = http.post("/v1/batches", json={"model": "openai:m", "requests": requests(3)})
+                made.append(answer.json().get("id"))
+            elif kind == "wrong":
+                answer = http.post(
+                    "/v1/batches", json={"model": "openai:m", "requests": [{"custom_id": number}]}
+                )
+            elif kind == "list":
+                answer = http.get("/v1/batches")
+            elif kind == "cancel":
+                answer = http.post(f"/v1/batches/{chance.choice(made)}/cancel")
+            else:
+                path = "/results" if kind == "results" else ""
+                answer = http.get(f"/v1/batches/{chance.choice(made)}{path}")
+            statuses.append(answer.status_code)
+    return statuses
+
+
+@pytest.mark.slow
+def test_a_thousand_calls_leave_nothing_behind(tmp_path: Path) -> None:
+    """1,000 mixed calls of 16 clients: no 5xx, no file, no growth in threads or open files, a clean log."""
+    with (
+        Simulator(seconds=2) as simulator,
+        gunicorn(simulator, tmp_path, "--workers=2", "--threads=8", "--keep-alive=1") as server,
+    ):
+        with ThreadPoolExecutor(16) as clients:
+            first = [
+                s
+                for many in clients.map(lambda client: mixed_calls(server, client, 7), range(16))
+                for s in many
+            ]
+            before = sizes(server)
+            rest = [
+                s
+                for many in clients.map(lambda client: mixed_calls(server, client, 56), range(16))
+                for s in many
+            ]
+        after = sizes(server)
+        assert len(first) + len(rest) >= 1000
+        assert {status for status in first + rest if status >= 500} == set()
+        assert {200, 409, 422} <= set(rest)
+        assert not list(server.spool.iterdir())
+        # The main thread, gunicorn's eight, our loop, and the pool that asyncio gives a loop for files and names.
+        most_threads = 1 + 8 + 1 + min(32, (os.cpu_count() or 1) + 4)
+        for (threads, files), (more_threads, more_files) in zip(before, after, strict=True):
+            assert more_threads <= max(threads, most_threads)
+            assert more_files <= files + 16  # a worker may come to hold any of the 16 connections
+    assert [line for line in server.log.splitlines() if any(noise in line for noise in NOISE)] == []
+
+
+def test_failures_leave_a_clean_log(tmp_path: Path) -> None:
+    """Time-outs, drops and errors of the provider under gunicorn leave no stray exception in the log."""
+    with (
+        Simulator() as simulator,
+        gunicorn(simulator, tmp_path, "--workers=1", "--threads=4") as server,
+        httpx.Client(base_url=server.url, headers={"X-User": "ada"}) as http,
+    ):
+        body = {"model": "openai:m", "requests": requests(1)}
+        batch_id = http.post("/v1/batches", json=body).json()["id"]
+        for on in ("POST /files", "POST /batches", "GET /batches"):
+            for fault in (simulator.drop_next, simulator.fail_next):
+                fault(on=on)
+                path = f"/v1/batches/{batch_id}"
+                answer = http.get(path) if on.startswith("GET") else http.post("/v1/batches", json=body)
+                assert answer.status_code == 502
+        simulator.batches[0].finish()
+        assert http.get(f"/v1/batches/{batch_id}/results").status_code == 200
+    assert [line for line in server.log.splitlines() if any(noise in line for noise in NOISE)] == []
