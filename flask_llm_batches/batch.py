@@ -63,15 +63,15 @@ class Batch:
         Raises:
             ValueError: It has no id, no status of OpenAI's or no time of creation.
         """
-        known = {field.name: data.get(field.name) for field in fields(cls)}
-        batch = cls(**{**known, "provider": provider, "object": "batch"})
-        if not (isinstance(batch.id, str) and batch.id):
+        known: dict[str, Any] = {field.name: data.get(field.name) for field in fields(cls)}
+        known |= {"provider": provider, "object": "batch"}
+        if not (isinstance(known["id"], str) and known["id"]):
             raise ValueError("a batch without an id")
-        if batch.status not in STATUSES:
+        if known["status"] not in STATUSES:
             raise ValueError("a batch without a known status")
-        if not isinstance(batch.created_at, int):
+        if not isinstance(known["created_at"], int):
             raise ValueError("a batch without a time of creation")
-        return batch
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Give every field, nulls included, as JSON types."""

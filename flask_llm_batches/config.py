@@ -78,7 +78,9 @@ class Settings:
             )
             hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known are {', '.join(sorted(names))}"
             raise ConfigurationError(f"{key} is no setting of flask-llm-batches; {hint}")
-        checked = {names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()}
+        checked: dict[str, Any] = {
+            names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()
+        }
         return cls(**checked)
 
 

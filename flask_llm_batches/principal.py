@@ -24,7 +24,8 @@ class Principal:
     admin: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.owner, str) or not 0 < len(self.owner) <= MAX_OWNER_LENGTH:
+        owner: object = self.owner  # hosts without a type checker pass the integer that their users' ids are
+        if not isinstance(owner, str) or not 0 < len(owner) <= MAX_OWNER_LENGTH:
             raise ValueError(
                 f"Principal(owner=...) must be a string of 1 to {MAX_OWNER_LENGTH} characters "
                 f"(for a numeric user id: str(user.id)), not {type(self.owner).__name__}"

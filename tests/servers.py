@@ -45,12 +45,18 @@ class Running:
         return [int(pid) for pid in children.split()]
 
 
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def gunicorn(simulator: Simulator, folder: Path, *options: str) -> Iterator[Running]:
     """Run the host of ``tests.hosts`` under gunicorn, with the simulator as its provider."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     spool, log_file = folder / "spool", folder / "server.log"
     spool.mkdir(exist_ok=True)
     environment = {

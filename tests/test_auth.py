@@ -9,7 +9,6 @@ from flask import Flask, abort
 
 from flask_llm_batches import LLMBatches
 from flask_llm_batches.testing import Simulator
-from tests.conftest import MakeHost
 from tests.hosts import MASTER_KEY
 
 CALLS = [
@@ -71,21 +70,21 @@ def test_without_an_authenticator_nobody_comes_in() -> None:
     assert app.test_client().get("/v1/batches", headers={"X-API-Key": "None"}).status_code == 401
 
 
-def test_a_hosts_abort_is_said_our_way(app: Flask) -> None:
+def test_a_hosts_abort_is_said_our_way() -> None:
     """An authenticator may abort; the answer keeps its status and has our form."""
-    extension_app = Flask(__name__)
-    extension = LLMBatches(extension_app)
+    app = Flask(__name__)
+    extension = LLMBatches(app)
 
     @extension.authenticator
     def principal() -> None:
         abort(403, "Your account is closed")
 
-    answer = extension_app.test_client().get("/v1/batches")
+    answer = app.test_client().get("/v1/batches")
     assert answer.status_code == 403
     assert answer.get_json()["detail"] == "Your account is closed"
 
 
-def test_an_authenticator_that_returns_something_else_is_a_bug(make_host: MakeHost) -> None:
+def test_an_authenticator_that_returns_something_else_is_a_bug() -> None:
     """An authenticator that returns no Principal lets nobody in, and the operator learns why."""
     app = Flask(__name__)
     extension = LLMBatches(app)

@@ -49,8 +49,10 @@ def test_ids_reach_all_four_routes(
         "a%0Ab",
         "a%7Fb",
         "a%C2%85b",
-    ]
-    + ["%2E%2E", "a%2F%2E%2E", "x" * 513],
+        "%2E%2E",
+        "a%2F%2E%2E",
+        "x" * 513,
+    ],
 )
 @pytest.mark.parametrize("suffix", ["", "/results", "/cancel"])
 def test_what_is_no_id_reaches_no_provider(

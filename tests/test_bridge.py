@@ -72,11 +72,13 @@ def test_time_is_limited(apart: bool) -> None:
 def test_threads_call_at_the_same_time() -> None:
     """Calls from many threads run side by side on the one loop."""
     bridge, meeting = Bridge(), []
+    all_there = asyncio.Event()
 
     async def meet() -> None:
         meeting.append(1)
-        while len(meeting) < 8:
-            await asyncio.sleep(0.01)
+        if len(meeting) == 8:
+            all_there.set()
+        await all_there.wait()
 
     threads = [threading.Thread(target=bridge.run, args=(meet(), 10)) for _ in range(8)]
     for thread in threads:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.providers.failures import REDACTED, Redactor
@@ -45,7 +46,7 @@ def failing(make_host: MakeHost, llm_provider: Simulator, tmp_path: Path) -> Fla
     )
 
 
-def call(app: Flask, llm_provider: Simulator, endpoint: str, batch_id: str):  # type: ignore[no-untyped-def]
+def call(app: Flask, endpoint: str, batch_id: str) -> TestResponse:
     """Call one of the endpoints as its owner, or as an admin for the provider's list."""
     ada, path = client_of(app, "ada"), f"/v1/batches/{batch_id}"
     if endpoint in ("upload", "create"):
@@ -105,16 +106,16 @@ def test_every_failure_has_its_answer(
         body = {"html": f"<p>{message}", "other json": '{"hello": 1}', "broken json": '{"id": "'}[fault]
         kind = "text/html" if fault == "html" else "application/json"
         llm_provider.fail_next(200, on=on, body=body, headers={"Content-Type": kind})
-    answer = call(failing, llm_provider, endpoint, batch_id)
+    answer = call(failing, endpoint, batch_id)
 
     status, code = FAULTS[fault]
     if fault == "404" and endpoint in ("upload", "create", "list"):
         status, code = 502, "provider_error"
-    assert (answer.status_code, answer.json["error"]["code"]) == (status, code), answer.text
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (status, code), answer.text
     if status == 502:
-        assert answer.json["detail"] == "LLM provider error"
+        assert answer.get_json()["detail"] == "LLM provider error"
     if code == "provider_rejected":
-        assert answer.json["detail"] == f"rejected: {REDACTED} and {REDACTED} and {REDACTED}"
+        assert answer.get_json()["detail"] == f"rejected: {REDACTED} and {REDACTED} and {REDACTED}"
     if code == "rate_limited":
         assert answer.headers["Retry-After"] == "17"
     if endpoint in ("upload", "create"):
@@ -145,7 +146,7 @@ def test_a_failed_create_is_recorded(
         llm_provider.drop_next(on="POST /batches")
     else:
         llm_provider.fail_next(400 if fault == "refused" else 500, on="POST /batches")
-    call(failing, llm_provider, "create", "")
+    call(failing, "create", "")
     with sqlite3.connect(tmp_path / "host.sqlite3") as database:
         assert database.execute("SELECT state, batch_id, owner FROM llm_batches_batch").fetchall() == [
             (state, None, "ada")

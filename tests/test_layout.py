@@ -67,8 +67,12 @@ def test_imports_run_one_way(path: Path) -> None:
     "code",
     [
         "import flask_llm_batches",
-        "from flask.cli import main; sys.argv = ['flask', '--app', 'tests.hosts:create_host', 'routes']\n"
-        "try: main()\nexcept SystemExit: pass",
+        """
+from flask.cli import main
+sys.argv = ["flask", "--app", "tests.hosts:create_host", "routes"]
+try: main()
+except SystemExit: pass
+""",
     ],
 )
 def test_any_llm_is_imported_late(code: str) -> None:

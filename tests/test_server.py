@@ -26,14 +26,19 @@ NOISE = (
 def sizes(server: Running) -> list[tuple[int, int]]:
     """Give the threads and the open files of each worker."""
     return [
-        (len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd")))
+        (
+            sum(1 for _ in Path(f"/proc/{pid}/task").iterdir()),
+            sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
+        )
         for pid in sorted(server.workers())
     ]
 
 
 def mixed_calls(server: Running, client: int, count: int) -> list[int]:
     """Make so many calls of all kinds on one connection, and give their statuses."""
-    chance, made, statuses = random.Random(client), [], []
+    chance = random.Random(client)
+    made: list[str] = []
+    statuses: list[int] = []
     with httpx.Client(base_url=server.url, headers={"X-User": f"user-{client % 4}"}, timeout=60) as http:
         for number in range(count):
             kind = chance.choice(["create", "retrieve", "retrieve", "list", "results", "cancel", "wrong"])
@@ -79,7 +84,7 @@ def test_a_thousand_calls_leave_nothing_behind(tmp_path: Path) -> None:
         assert {status for status in first + rest if status >= 500} == set()
         assert {200, 409, 422} <= set(rest)
         assert not list(server.spool.iterdir())
-        # The main thread, gunicorn's eight, our loop, and the pool that asyncio gives a loop for files and names.
+        # The main thread, gunicorn's eight, our loop, and the pool that asyncio gives a loop.
         most_threads = 1 + 8 + 1 + min(32, (os.cpu_count() or 1) + 4)
         for (threads, files), (more_threads, more_files) in zip(before, after, strict=True):
             assert more_threads <= max(threads, most_threads)

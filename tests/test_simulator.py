@@ -146,7 +146,7 @@ def test_what_openai_refuses_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="No such Batch"):
         client.batches.retrieve("batch_x")
     with pytest.raises(openai.NotFoundError):
-        client.batches.list(after="batch_x").data
+        client.batches.list(after="batch_x")
     file = client.files.create(file=("in.jsonl", io.BytesIO(b"{}")), purpose="batch")
     with pytest.raises(openai.BadRequestError, match="metadata"):
         client.batches.create(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,11 @@ def spool(requests: bytes | list[Any], folder: Path, max_requests: int = 1000) -
     return data
 
 
-def errors(requests: bytes | list[Any], folder: Path, **options: int) -> Mapping[Any, Any]:
+def errors(requests: bytes | list[Any], folder: Path, **options: int) -> Any:
     with pytest.raises(ValidationFailed) as caught:
         spool(requests, folder, **options)
     assert not list(folder.iterdir())
-    messages: Mapping[Any, Any] = caught.value.messages["requests"]
-    return messages
+    return caught.value.messages["requests"]
 
 
 def test_every_request_is_a_line(tmp_path: Path) -> None:
@@ -133,6 +130,6 @@ def test_the_file_is_gone_whatever_happens(tmp_path: Path) -> None:
                 folder=str(tmp_path),
             ) as file,
         ):
-            assert os.listdir(tmp_path) == [file.path.name]
+            assert list(tmp_path.iterdir()) == [file.path]
             raise kind
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """From synchronous code into async code and back.
 
-An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on one
-loop that is kept, with clients that are kept on it (``Bridge.run``); calls that hold a loop up for seconds get
-a loop and a client of their own (``run_apart``).
+An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on
+one loop that is kept, with clients that are kept on it (``Bridge.run``); calls that hold a loop up for
+seconds get a loop and a client of their own (``run_apart``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ T = TypeVar("T")
 _GRACE = 5.0
 
 
-async def _within(timeout: float, coroutine: Coroutine[Any, Any, T]) -> T:
-    async with asyncio.timeout(timeout):
+async def _within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(seconds):
         return await coroutine
 
 
@@ -100,7 +100,7 @@ class Bridge:
         return value
 
     def forget(self) -> None:
-        """Start anew in a child process: the parent's loop does not run here, its lock may be held for good."""
+        """Start anew in a child process, where the parent's loop does not run and its lock may be held."""
         self._lock = threading.Lock()
         if self._current is not None:
             _left_by_parent.append(self._current)

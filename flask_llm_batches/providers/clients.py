@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SubmitFailed(Exception):  # noqa: N818  # it says what the error was, and what it means
+class SubmitFailed(Exception):
     """A submit went wrong.
 
     Attributes:

@@ -49,7 +49,8 @@ def _by_host(authenticator: Authenticator | None) -> Principal | None:
     principal = authenticator() if authenticator is not None else None
     if principal is not None and not isinstance(principal, Principal):
         raise TypeError(
-            f"the authenticator of flask-llm-batches must return a Principal or None, not {type(principal).__name__}"
+            "the authenticator of flask-llm-batches must return a Principal or None, "
+            f"not {type(principal).__name__}"
         )
     return principal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
@@ -18,10 +18,10 @@ MAX_METADATA = 15  # the providers take 16 pairs, and one is ours
 class RawArray(fields.Field[msgspec.Raw]):
     """The bytes of a JSON array, which are handed on as they are: the spool checks what is in it."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {"invalid": "Not a valid list."}
+    default_error_messages = {"invalid": "Not a valid list."}  # noqa: RUF012  # as marshmallow declares it
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> msgspec.Raw:
-        if not (isinstance(value, msgspec.Raw) and memoryview(value)[:1] == b"["):
+        if not (isinstance(value, msgspec.Raw) and bytes(memoryview(value)[:1]) == b"["):
             raise self.make_error("invalid")
         return value
 
@@ -191,7 +191,7 @@ def load(schema: Schema, data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = schema.load(data)
     except ValidationError as error:
-        raise ValidationFailed(error.normalized_messages()) from None
+        raise ValidationFailed(error.normalized_messages()) from None  # type: ignore[no-untyped-call]
     return loaded
 
 

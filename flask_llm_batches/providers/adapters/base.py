@@ -113,7 +113,7 @@ class Adapter:
         # The SDKs hand on what a provider answered without checking it: text, or an object of another kind.
         data = answer.model_dump(mode="json", warnings=False) if hasattr(answer, "model_dump") else None
         if not isinstance(data, dict):
-            raise ValueError(f"the answer is no batch but {type(answer).__name__}")  # noqa: TRY004
+            raise ValueError(f"the answer is no batch but {type(answer).__name__}")
         for problem in (data.get("errors") or {}).get("data") or []:
             problem["message"] = self.redact(str(problem.get("message")))
         return Batch.from_dict(data, self.provider)

@@ -26,7 +26,7 @@ class OpenAIAdapter(Adapter):
         with spool.open("rb") as file:
             uploaded: Any = await self._client.files.create(file=file, purpose="batch")
         if not isinstance(file_id := getattr(uploaded, "id", None), str):
-            raise ValueError(f"the answer to the upload is no file but {type(uploaded).__name__}")  # noqa: TRY004
+            raise ValueError(f"the answer to the upload is no file but {type(uploaded).__name__}")
         return file_id
 
     async def create(self, uploaded: str, submission: Submission) -> Batch:

@@ -49,7 +49,7 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, mimetype="application/json")
 
 
-def create_blueprint(simulator: Simulator) -> Blueprint:
+def create_blueprint(simulator: Simulator) -> Blueprint:  # noqa: C901  # one function a route
     """Make the routes below the base URL."""
     blueprint = Blueprint("openai", __name__)
 
@@ -143,7 +143,7 @@ def _no_such(kind: str, id_: str) -> Response:
 
 
 def _keep(simulator: Simulator, data: bytes, filename: str, purpose: str) -> dict[str, Any]:
-    file = {
+    file: dict[str, Any] = {
         "id": f"file-{uuid.uuid4().hex[:24]}",
         "object": "file",
         "bytes": len(data),
@@ -184,7 +184,7 @@ def _create(simulator: Simulator, asked: dict[str, Any]) -> SimulatedBatch:
         requests=lines,
         metadata=metadata or None,
         errors=errors,
-        respond=lambda line: simulator.respond(line),
+        respond=lambda line: simulator.respond(line),  # noqa: PLW0108  # it may be replaced at any time
         seconds=simulator.seconds,
     )
 

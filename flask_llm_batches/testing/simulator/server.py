@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.test import run_wsgi_app
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class _Handler(WSGIRequestHandler):
     """Werkzeug's own closes every connection, because it leaves unread bodies in it; this one reads them."""
 
-    server: _Listener  # type: ignore[assignment]
+    server: _Listener
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -33,7 +33,7 @@ class _Handler(WSGIRequestHandler):
         environ = self.make_environ()
         if not environ.get("wsgi.input_terminated"):
             length = int(environ.get("CONTENT_LENGTH") or 0)
-            environ["wsgi.input"] = LimitedStream(self.rfile, length)
+            environ["wsgi.input"] = LimitedStream(cast("IO[bytes]", self.rfile), length)
         try:
             body, status, headers = run_wsgi_app(self.server.app, environ)
             while environ["wsgi.input"].read(1 << 16):

@@ -1,0 +1,29 @@
+"""``python -m example_app`` shows a batch go in and come back; ``serve [PORT]`` keeps the app running."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    try:
+        # Inside, so that Ctrl-C is heard while the imports run, too.
+        from example_app.tour import serve, tour
+
+        match sys.argv[1:]:
+            case []:
+                tour()
+            case ["serve"]:
+                serve()
+            case ["serve", port] if port.isdigit():
+                serve(int(port))
+            case _:
+                print("usage: python -m example_app [serve [PORT]]", file=sys.stderr)
+                return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,185 @@
+"""The tour: the shop and a simulated provider on loopback, and a customer of the endpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flask import Flask
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from werkzeug.serving import make_server
+
+from example_app import Review, create_app, db
+from flask_llm_batches.testing import Simulator
+
+PORT = 5000
+SECONDS = 5
+QUESTION = "Is this review positive or negative? Answer with one word."
+
+console = Console()
+
+
+def sort_review(line: Mapping[str, Any]) -> dict[str, Any] | tuple[int, dict[str, Any]]:
+    """Answer as a model would; an empty review is refused."""
+    review = line["body"]["messages"][-1]["content"]
+    if not review:
+        return 400, {"error": {"code": "invalid_value", "message": "messages[1].content must not be empty"}}
+    verdict = "positive" if "early" in review or "says" in review else "negative"
+    tokens = len(QUESTION + review) // 4
+    return {
+        "id": f"chatcmpl-{line['custom_id']}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": line["body"]["model"],
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": verdict}}
+        ],
+        "usage": {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1},
+    }
+
+
+@contextmanager
+def shop(port: int, *, key: str | None = None) -> Iterator[tuple[Flask, str]]:
+    """Run the app with OpenAI, given a key, or with a simulated provider; leave nothing behind."""
+    with (
+        tempfile.TemporaryDirectory(prefix="example-app-") as folder,
+        Simulator(respond=sort_review, seconds=SECONDS) as simulator,
+    ):
+        config: dict[str, Any] = {
+            "SQLALCHEMY_DATABASE_URI": f"sqlite:///{Path(folder) / 'shop.sqlite3'}",
+            "LLM_BATCHES_SPOOL_DIR": folder,
+        }
+        config["LLM_BATCHES_PROVIDERS"] = {"openai": {"api_key": key} if key else simulator.settings}
+        app = create_app(**config)
+        server = make_server("127.0.0.1", port, app, threaded=True)
+        server.daemon_threads = False  # type: ignore[attr-defined]  # so that closing waits for its requests
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield app, f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def serve(port: int = PORT) -> None:
+    """Keep the app running until Ctrl-C."""
+    with shop(port, key=os.environ.get("OPENAI_API_KEY")) as (_, url):
+        console.print(
+            f"The shop is at {url}, its endpoints at {url}/v1/batches. Ctrl-C ends it.", highlight=False
+        )
+        threading.Event().wait()
+
+
+def tour() -> None:
+    """Submit, watch, fetch, and say how to go on."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for every poll
+    with shop(0) as (app, url), httpx.Client(base_url=url, auth=("ada", "lovelace"), timeout=60) as http:
+        with app.app_context():
+            reviews = {f"review-{review.id}": review.text for review in db.session.scalars(db.select(Review))}
+        requests = [
+            {
+                "custom_id": custom_id,
+                "body": {
+                    "messages": [{"role": "system", "content": QUESTION}, {"role": "user", "content": text}]
+                },
+            }
+            for custom_id, text in reviews.items()
+        ]
+        batch = _ask(http.post("/v1/batches", json={"model": "openai:gpt-4o-mini", "requests": requests}))
+        console.print(f"POST /v1/batches: {len(requests)} requests are batch {batch['id']}", highlight=False)
+        batch = _watch(http, batch["id"])
+        rows = _ask(http.get(f"/v1/batches/{batch['id']}/results"))["results"]
+        _show(reviews, rows)
+        _show_usage(app)
+    _say_how_to_go_on()
+
+
+def _ask(answer: httpx.Response) -> dict[str, Any]:
+    answer.raise_for_status()
+    asked: dict[str, Any] = answer.json()
+    return asked
+
+
+def _watch(http: httpx.Client, batch_id: str) -> dict[str, Any]:
+    columns = (TextColumn("{task.description:>11}"), BarColumn(40), MofNCompleteColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("validating", total=None)
+        while True:
+            batch = _ask(http.get(f"/v1/batches/{batch_id}"))
+            counts = batch["request_counts"]
+            progress.update(
+                bar,
+                description=batch["status"],
+                completed=counts["completed"] + counts["failed"],
+                total=counts["total"],
+            )
+            if batch["status"] in ("completed", "failed", "expired", "cancelled"):
+                return batch
+            time.sleep(0.2)
+
+
+def _show(reviews: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
+    answers = {
+        row["custom_id"]: row["result"]["choices"][0]["message"]["content"] for row in rows if row["result"]
+    }
+    failures = {
+        row["custom_id"]: (row["error"]["code"], row["error"]["message"]) for row in rows if row["error"]
+    }
+    for custom_id in reviews.keys() - answers.keys() - failures.keys():
+        failures[custom_id] = ("missing", "the provider gave no answer")
+    said = ", ".join(f"{count} {verdict}" for verdict, count in Counter(answers.values()).most_common())
+    table = Table("custom_id", "review", "answer", title=f"Results: {said}")
+    for custom_id in list(reviews)[1:9]:
+        table.add_row(custom_id, reviews[custom_id], answers.get(custom_id, "-"))
+    console.print(table)
+    table = Table("custom_id", "code", "message", title=f"Failures: {len(failures)}")
+    for custom_id in sorted(failures):
+        table.add_row(custom_id, *failures[custom_id])
+    console.print(table)
+
+
+def _show_usage(app: Flask) -> None:
+    usage = db.metadata.tables["llm_batches_usage"]
+    names = ("event", "owner", "provider", "model", "requests", "prompt_tokens", "completion_tokens")
+    table = Table(*names, title="Usage")
+    with app.app_context():
+        for row in db.session.execute(db.select(*(usage.c[name] for name in names)).order_by(usage.c.id)):
+            table.add_row(*("-" if value is None else str(value) for value in row))
+    console.print(table)
+
+
+def _say_how_to_go_on() -> None:
+    url = f"http://127.0.0.1:{PORT}/v1/batches"
+    request = '{"custom_id": "r1", "body": {"messages": [{"role": "user", "content": "works well"}]}}'
+    console.print(
+        f"""
+Go on by hand: start the app in one terminal, and talk to it in another.
+
+  .venv/bin/python -m example_app serve
+
+  curl -s -u ada:lovelace {url} -H 'Content-Type: application/json' \\
+    -d '{{"model": "openai:gpt-4o-mini", "requests": [{request}]}}' | tee batch.json
+  ID=$(grep -o 'batch_[0-9a-f]*' batch.json | head -1)
+  curl -u ada:lovelace {url}
+  curl -u ada:lovelace {url}/$ID
+  curl -u ada:lovelace {url}/$ID/results
+
+With a real key, requests go to OpenAI: OPENAI_API_KEY=... .venv/bin/python -m example_app serve
+""",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
