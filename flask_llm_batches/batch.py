@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 UID_KEY = "flask_llm_batches_uid"
@@ -63,7 +63,7 @@ class Batch:
         Raises:
             ValueError: It has no id, no status of OpenAI's or no time of creation.
         """
-        known: dict[str, Any] = {field.name: data.get(field.name) for field in fields(cls)}
+        known: dict[str, Any] = {name: data.get(name) for name in cls.__slots__}
         known |= {"provider": provider, "object": "batch"}
         if not (isinstance(known["id"], str) and known["id"]):
             raise ValueError("a batch without an id")
@@ -75,7 +75,7 @@ class Batch:
 
     def to_dict(self) -> dict[str, Any]:
         """Give every field, nulls included, as JSON types."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def remembering(self, *, model: str | None, metadata: Mapping[str, str] | None) -> Self:
         """Fill in what some providers do not give back, and take out what is ours."""

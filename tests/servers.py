@@ -54,8 +54,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def gunicorn(simulator: Simulator, folder: Path, *options: str) -> Iterator[Running]:
-    """Run the host of ``tests.hosts`` under gunicorn, with the simulator as its provider."""
+def gunicorn(
+    simulator: Simulator, folder: Path, *options: str, app: str = "tests.hosts:from_environment()"
+) -> Iterator[Running]:
+    """Run an app under gunicorn, with the simulator as its provider."""
     port = free_port()
     spool, log_file = folder / "spool", folder / "server.log"
     spool.mkdir(exist_ok=True)
@@ -70,7 +72,7 @@ def gunicorn(simulator: Simulator, folder: Path, *options: str) -> Iterator[Runn
         sys.executable,
         "-m",
         "gunicorn",
-        "tests.hosts:from_environment()",
+        app,
         "--bind",
         f"127.0.0.1:{port}",
     ]

@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -86,6 +87,52 @@ def test_threads_call_at_the_same_time() -> None:
     for thread in threads:
         thread.join(10)
     assert len(meeting) == 8
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_simultaneous_questions_are_asked_once(fails: bool) -> None:
+    """Who comes with the same key meanwhile gets the same answer or error; who comes later asks anew."""
+    bridge, asked = Bridge(), []
+    go = threading.Event()
+
+    async def ask() -> int:
+        asked.append(1)
+        await asyncio.to_thread(go.wait, 5)
+        if fails:
+            raise LookupError("gone")
+        return len(asked)
+
+    def call(_: int) -> object:
+        try:
+            return bridge.run_shared("key", ask, 5)
+        except LookupError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(call, range(8))
+        time.sleep(0.2)
+        go.set()
+        assert set(answers) == {"gone" if fails else 1}
+    assert call(0) == ("gone" if fails else 2)
+
+
+def test_nobody_joins_what_is_parted() -> None:
+    """After ``part`` a question is asked anew, though the old one still runs."""
+    bridge, asked = Bridge(), []
+
+    async def ask() -> int:
+        asked.append(1)
+        number = len(asked)
+        await asyncio.sleep(0.3)
+        return number
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(bridge.run_shared, "key", ask, 5)
+        while not asked:
+            time.sleep(0.01)
+        bridge.part("key")
+        second = threads.submit(bridge.run_shared, "key", ask, 5)
+        assert (first.result(), second.result()) == (1, 2)
 
 
 def test_what_is_kept_is_made_once_and_closed() -> None:

@@ -64,7 +64,7 @@ def test_the_demo_shows_a_batch_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [0.3, 1.5, 3.0, 5.0, 7.0])
+@pytest.mark.parametrize("moment", [0.3, 2.0, 5.0])
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, moment: float) -> None:
     """Ctrl-C at any moment ends the demo without a trace of it."""
     with demo(tmp_path) as running:

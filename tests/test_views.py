@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -144,6 +145,18 @@ def test_a_callers_list_is_their_record(app: Flask, ada: FlaskClient, llm_provid
         "has_more": False,
     }
     assert len(llm_provider.calls) == before
+
+
+def test_simultaneous_polls_share_a_call(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Polls of one batch that come while one is under way are answered with it."""
+    batch_id = create_batch(ada)
+    llm_provider.calls.clear()
+    llm_provider.delay_next(0.5, on="GET /batches/")
+    app = ada.application
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda _: client_of(app, "ada").get(f"/v1/batches/{batch_id}"), range(6)))
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert len(llm_provider.calls) < 6
 
 
 def test_an_admins_list_is_the_providers(ada: FlaskClient, admin: FlaskClient) -> None:

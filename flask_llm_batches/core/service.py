@@ -26,8 +26,7 @@ from flask_llm_batches.errors import (
 )
 from flask_llm_batches.providers.adapters import Page, Row, Submission
 from flask_llm_batches.providers.clients import Providers, SubmitFailed
-from flask_llm_batches.store.models import BatchRow
-from flask_llm_batches.store.records import Records
+from flask_llm_batches.store.records import Record, Records
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +185,7 @@ class Service:
             )
         return rows
 
-    def _locate(
-        self, batch_id: str, *, owner: str | None, provider: str | None
-    ) -> tuple[str, BatchRow | None]:
+    def _locate(self, batch_id: str, *, owner: str | None, provider: str | None) -> tuple[str, Record | None]:
         """Find the provider of a batch and its record, before any provider is called.
 
         What is not there and what is not theirs are the same to a caller, in every case.
@@ -206,14 +203,14 @@ class Service:
             return name, None
         raise BatchNotFound(f"Batch '{batch_id}' not found")
 
-    def _seen(self, row: BatchRow | None, batch: Batch) -> Batch:
+    def _seen(self, row: Record | None, batch: Batch) -> Batch:
         if row is None:
             return batch.remembering(model=None, metadata=None)
         batch = batch.remembering(model=row.model, metadata=row.snapshot.get("metadata"))
         self._records.seen(row, batch)
         return batch
 
-    def _not_accepted(self, row: BatchRow, failure: SubmitFailed, requested_by: str) -> None:
+    def _not_accepted(self, row: Record, failure: SubmitFailed, requested_by: str) -> None:
         state = "unknown" if failure.maybe_created else "failed"
         try:
             self._records.not_accepted(row, state=state, error=failure.error.code, requested_by=requested_by)

@@ -37,6 +37,7 @@ class _Loop:
     loop: asyncio.AbstractEventLoop
     pid: int = field(default_factory=os.getpid)
     kept: dict[Hashable, tuple[Any, Callable[[Any], Awaitable[None]]]] = field(default_factory=dict)
+    shared: dict[Hashable, asyncio.Task[Any]] = field(default_factory=dict)
     thread: threading.Thread = field(init=False)
 
     def start(self) -> None:
@@ -90,6 +91,24 @@ class Bridge:
             future.cancel()
             raise
 
+    def run_shared(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
+        """Run what ``make`` gives, as ``run`` does; who comes with the same key meanwhile waits along."""
+        shared = self._running().shared
+
+        async def join() -> T:
+            task = shared.get(key)
+            if task is None:
+                task = shared[key] = asyncio.create_task(_within(timeout, make()))
+                task.add_done_callback(lambda done: _leave(shared, key, done))
+            return cast(T, await asyncio.shield(task))
+
+        return self.run(join(), timeout + _GRACE)
+
+    def part(self, key: Hashable) -> None:
+        """Have nobody join what runs under a key now: what it asked about has changed."""
+        current = self._running()
+        current.loop.call_soon_threadsafe(current.shared.pop, key, None)
+
     def keep(self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
         """Give the object under ``key``, made once for this process and closed on the loop when that ends."""
         current = self._running()
@@ -113,6 +132,13 @@ class Bridge:
                 self._current.start()
                 weakref.finalize(self, self._current.end)
             return self._current
+
+
+def _leave(shared: dict[Hashable, asyncio.Task[Any]], key: Hashable, done: asyncio.Task[Any]) -> None:
+    if shared.get(key) is done:
+        del shared[key]
+    if not done.cancelled():
+        done.exception()  # whoever waited has it; if nobody does any more, it is no one's business
 
 
 _bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()

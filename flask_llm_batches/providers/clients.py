@@ -95,12 +95,17 @@ class Providers:
             raise SubmitFailed(ours, maybe_created=creating and failed) from None
 
     def retrieve(self, provider: str, batch_id: str) -> Batch:
-        """Ask after a batch."""
-        return self._control(provider, "retrieve", lambda adapter: adapter.retrieve(batch_id), batch_id)
+        """Ask after a batch; simultaneous questions after the same one are asked once."""
+        return self._control(
+            provider, "retrieve", lambda adapter: adapter.retrieve(batch_id), batch_id, shared=True
+        )
 
     def cancel(self, provider: str, batch_id: str) -> Batch:
         """Ask for a batch to be cancelled."""
-        return self._control(provider, "cancel", lambda adapter: adapter.cancel(batch_id), batch_id)
+        try:
+            return self._control(provider, "cancel", lambda adapter: adapter.cancel(batch_id), batch_id)
+        finally:
+            self._bridge.part((provider, batch_id))
 
     def list(self, provider: str, *, after: str | None, limit: int) -> Page:
         """List what the provider has, newest first."""
@@ -128,9 +133,15 @@ class Providers:
         call: str,
         ask: Callable[[Adapter], Coroutine[Any, Any, T]],
         batch_id: str | None = None,
+        *,
+        shared: bool = False,
     ) -> T:
         try:
             adapter = self._kept(self._find(provider))
+            if shared:
+                return self._bridge.run_shared(
+                    (provider, batch_id), lambda: ask(adapter), self._settings.timeout
+                )
             return self._bridge.run(ask(adapter), self._settings.timeout)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             raise as_ours(

@@ -162,6 +162,9 @@ HTTP_CODES = {
 """Our code for the errors that Flask or the host raises."""
 
 
+_CREATE, _ERROR = CreateBatchSchema(), ErrorSchema()
+
+
 def load_create(body: bytes) -> dict[str, Any]:
     """Read the body of a create; its requests stay bytes.
 
@@ -179,7 +182,7 @@ def load_create(body: bytes) -> dict[str, Any]:
         raise ValidationFailed({"_schema": ["The body must be a JSON object."]}) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJSON(f"The body is not valid JSON: {error}") from None
-    return load(CreateBatchSchema(), data if requests is None else {**data, "requests": requests})
+    return load(_CREATE, data if requests is None else {**data, "requests": requests})
 
 
 def load(schema: Schema, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def dump_error(
         detail = [{"type": "json_invalid", "loc": [location], "msg": message}]
     kind = ERROR_TYPES.get(status or error.status, "invalid_request_error")
     described = {"message": message, "type": kind, "code": code or error.code, "param": param}
-    dumped: dict[str, Any] = ErrorSchema().dump({"detail": detail, "error": described, **error.extra})
+    dumped: dict[str, Any] = _ERROR.dump({"detail": detail, "error": described, **error.extra})
     return dumped
 
 

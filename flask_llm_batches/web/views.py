@@ -25,6 +25,10 @@ from flask_llm_batches.web.schemas import (
     load_create,
 )
 
+# Made once: a schema copies all its fields when it is made.
+BATCH, BATCH_LIST, RESULTS = BatchSchema(), BatchListSchema(), ResultsSchema()
+BATCH_QUERY, LIST_QUERY = BatchQuerySchema(), ListQuerySchema()
+
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -38,30 +42,30 @@ def create() -> Response:
     if user not in (None, principal.owner) and not principal.admin:
         raise Forbidden("Only an admin may name another user than themselves", param="user")
     batch = current_llm_batches.create(owner=user or principal.owner, requested_by=principal.owner, **data)
-    return _answer(BatchSchema(), batch)
+    return _answer(BATCH, batch)
 
 
 def list_batches() -> Response:
-    query = load(ListQuerySchema(), request.args.to_dict())
-    return _answer(BatchListSchema(), current_llm_batches.list(owner=_owner(), **query))
+    query = load(LIST_QUERY, request.args.to_dict())
+    return _answer(BATCH_LIST, current_llm_batches.list(owner=_owner(), **query))
 
 
 def retrieve(batch_id: str) -> Response:
-    query = load(BatchQuerySchema(), request.args.to_dict())
+    query = load(BATCH_QUERY, request.args.to_dict())
     return _answer(
         BatchSchema(), current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=_owner(), **query)
     )
 
 
 def cancel(batch_id: str) -> Response:
-    query = load(BatchQuerySchema(), request.args.to_dict())
-    return _answer(BatchSchema(), current_llm_batches.cancel(batch_id, owner=_owner(), **query))
+    query = load(BATCH_QUERY, request.args.to_dict())
+    return _answer(BATCH, current_llm_batches.cancel(batch_id, owner=_owner(), **query))
 
 
 def results(batch_id: str) -> Response:
-    query = load(BatchQuerySchema(), request.args.to_dict())
+    query = load(BATCH_QUERY, request.args.to_dict())
     rows = current_llm_batches.results(batch_id, owner=_owner(), requested_by=caller().owner, **query)
-    return _answer(ResultsSchema(), {"results": rows})
+    return _answer(RESULTS, {"results": rows})
 
 
 # The paths with a slash at the end stand here for themselves: "<path:batch_id>" would take the slash,

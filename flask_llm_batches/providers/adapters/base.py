@@ -111,9 +111,13 @@ class Adapter:
 
     def _batch(self, answer: Any) -> Batch:
         # The SDKs hand on what a provider answered without checking it: text, or an object of another kind.
-        data = answer.model_dump(mode="json", warnings=False) if hasattr(answer, "model_dump") else None
+        return self._read(
+            answer.model_dump(mode="json", warnings=False) if hasattr(answer, "model_dump") else answer
+        )
+
+    def _read(self, data: object) -> Batch:
         if not isinstance(data, dict):
-            raise ValueError(f"the answer is no batch but {type(answer).__name__}")
+            raise ValueError(f"the answer is no batch but {type(data).__name__}")
         for problem in (data.get("errors") or {}).get("data") or []:
             problem["message"] = self.redact(str(problem.get("message")))
         return Batch.from_dict(data, self.provider)

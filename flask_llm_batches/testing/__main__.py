@@ -1,0 +1,26 @@
+"""``python -m flask_llm_batches.testing``: a provider to develop against; prints where it is."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+
+from flask_llm_batches.testing import Simulator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flask_llm_batches.testing", description=__doc__)
+    parser.add_argument(
+        "--port", type=int, default=0, help="where to listen on 127.0.0.1; a free one unless given"
+    )
+    parser.add_argument("--seconds", type=float, help="how long a batch runs; for ever unless given")
+    options = parser.parse_args()
+    with Simulator(port=options.port, seconds=options.seconds) as simulator:
+        print(simulator.base_url, flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return
+
+
+main()
