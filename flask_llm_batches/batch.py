@@ -24,6 +24,10 @@ STATUSES = frozenset(
 """OpenAI's statuses, into which any-llm translates every provider's."""
 
 
+FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
+"""The statuses that do not change any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """OpenAI's batch object and the provider it is at.
@@ -55,6 +59,11 @@ class Batch:
     request_counts: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     usage: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its status does not change any more."""
+        return self.status in FINISHED
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], provider: str) -> Self:

@@ -41,7 +41,7 @@ class Settings:
 
     Attributes:
         providers: The providers that may be addressed, by name; None for all that any-llm knows.
-        url_prefix: Where the blueprint is registered.
+        url_prefix: Where the blueprint is registered: one path or several.
         master_key: A key whose bearer is an admin.
         max_requests: How many requests one batch may have.
         max_content_length: How many bytes the body of a create may have.
@@ -53,7 +53,7 @@ class Settings:
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)
-    url_prefix: str = "/v1/batches"
+    url_prefix: tuple[str, ...] = ("/v1/batches",)
     master_key: str | None = field(default=None, repr=False)
     max_requests: int = 100_000
     max_content_length: int = 256 * 1024 * 1024
@@ -105,12 +105,20 @@ def _seconds(key: str, value: object) -> float:
     return float(value)
 
 
-def _url_prefix(key: str, value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(/[^/<>\s]+)+", value):
+def _url_prefix(key: str, value: object) -> tuple[str, ...]:
+    prefixes: Any = [value] if isinstance(value, str) else value
+    if (
+        not (isinstance(prefixes, (list, tuple)) and prefixes)
+        or not all(isinstance(one, str) and re.fullmatch(r"(/[^/<>\s]+)+", one) for one in prefixes)
+        or len(set(prefixes)) < len(prefixes)
+    ):
         raise _wrong(
-            key, 'a path that begins with a slash and does not end with one, such as "/v1/batches"', value
+            key,
+            'a path that begins with a slash and does not end with one, such as "/v1/batches", '
+            "or a list of different ones",
+            value,
         )
-    return value
+    return tuple(prefixes)
 
 
 def _master_key(key: str, value: object) -> str | None:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class ConfigurationError(ValueError):
@@ -22,11 +22,13 @@ class LLMBatchesError(Exception):
         param: The field that was wrong, if it was one.
         retry_after: ``Retry-After`` of the answer: seconds or an HTTP date.
         should_retry: False where repeating the call does harm or no good; OpenAI's SDKs obey it.
+        headers: Further headers of the answer.
         extra: Further top-level fields of the answer.
     """
 
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal_error"
+    status: int = 500
+    code: str = "internal_error"
+    headers: Sequence[tuple[str, str]] = ()
 
     def __init__(
         self,
@@ -42,6 +44,16 @@ class LLMBatchesError(Exception):
         self.retry_after = retry_after
         self.should_retry = should_retry
         self.extra = dict(extra or {})
+
+
+class HTTPError(LLMBatchesError):
+    """An error that Flask or the host raised in our endpoints."""
+
+    def __init__(self, message: str, *, status: int, code: str, headers: Sequence[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers
 
 
 class InvalidModel(LLMBatchesError):
@@ -66,6 +78,7 @@ class Unauthenticated(LLMBatchesError):
     """Nobody vouches for the caller."""
 
     status, code = 401, "unauthenticated"
+    headers = (("WWW-Authenticate", 'Bearer realm="llm-batches"'),)
 
 
 class Forbidden(LLMBatchesError):

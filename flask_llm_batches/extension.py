@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flask_llm_batches.cli import cli
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.service import Service
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.database import Database, FileDatabase, HostDatabase
 from flask_llm_batches.store.records import Records
-from flask_llm_batches.web.auth import Authenticator, Hooks
+from flask_llm_batches.web.auth import Authenticator, ErrorHandler, Hooks
 from flask_llm_batches.web.views import create_blueprint
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ class LLMBatches:
         settings = Settings.from_config(app.config)
         providers = Providers(settings)
         app.extensions["llm_batches"] = Service(settings, Records(self._database(app, settings)), providers)
+        app.cli.add_command(cli)
         if register_blueprint:
-            app.register_blueprint(self.blueprint, url_prefix=settings.url_prefix)
+            for number, prefix in enumerate(settings.url_prefix, 1):
+                name = self.blueprint.name if number == 1 else f"{self.blueprint.name}_{number}"
+                app.register_blueprint(self.blueprint, url_prefix=prefix, name=name)
 
     def authenticator(self, function: Authenticator) -> Authenticator:
         """Register the function that says who is calling; use it as a decorator.
@@ -66,6 +70,15 @@ class LLMBatches:
         It runs in the request, and returns a ``Principal``, or None when it does not know the caller.
         """
         self._hooks.authenticator = function
+        return function
+
+    def error_handler(self, function: ErrorHandler) -> ErrorHandler:
+        """Register a function that renders our errors the host's way; use it as a decorator.
+
+        It gets the ``LLMBatchesError`` and our answer to it, which it may change, and returns what a view
+        may.
+        """
+        self._hooks.error_handler = function
         return function
 
     def _database(self, app: Flask, settings: Settings) -> Database:

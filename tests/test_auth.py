@@ -99,4 +99,5 @@ def test_an_authenticator_that_returns_something_else_is_a_bug() -> None:
 
 def test_a_preflight_needs_no_credentials(app: Flask) -> None:
     """A browser asks without credentials what it may do."""
-    assert app.test_client().options("/v1/batches").status_code == 200
+    answer = app.test_client().options("/v1/batches")
+    assert (answer.status_code, answer.headers["Allow"]) == (200, "GET, POST, HEAD, OPTIONS")

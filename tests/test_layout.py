@@ -16,7 +16,7 @@ ROOT = Path(flask_llm_batches.__file__).parent
 # Each may import those that stand after it, and only where it says so.
 ALLOWED = {
     "extension": {"cli", "web", "core", "providers", "store"},
-    "cli": {"core"},
+    "cli": {"core", "web"},
     "web": {"core"},
     "core": {"providers", "store"},
     "providers": set(),

@@ -323,10 +323,10 @@ def test_an_admin_acts_for_others(app: Flask, ada: FlaskClient, admin: FlaskClie
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("DELETE", "", {"GET", "POST"}),
-        ("POST", "/b1", {"GET"}),
-        ("GET", "/b1/cancel", {"POST"}),
-        ("PUT", "/b1/results/", {"GET"}),
+        ("DELETE", "", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("POST", "/b1", {"GET", "HEAD", "OPTIONS"}),
+        ("GET", "/b1/cancel", {"POST", "OPTIONS"}),
+        ("PUT", "/b1/results/", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
 def test_wrong_methods_get_our_error(ada: FlaskClient, method: str, path: str, allow: set[str]) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from blinker import NamedSignal
 from flask import current_app
 from werkzeug.local import LocalProxy
 
 from flask_llm_batches.batch import UID_KEY, Batch
 from flask_llm_batches.config import Settings
+from flask_llm_batches.core.keys import Keys
 from flask_llm_batches.core.spool import REQUIRED, spooled
 from flask_llm_batches.core.usage import count_tokens
 from flask_llm_batches.errors import (
@@ -26,6 +28,7 @@ from flask_llm_batches.errors import (
 )
 from flask_llm_batches.providers.adapters import Page, Row, Submission
 from flask_llm_batches.providers.clients import Providers, SubmitFailed
+from flask_llm_batches.signals import batch_finished, batch_submitted, usage_recorded
 from flask_llm_batches.store.records import Record, Records
 
 logger = logging.getLogger(__name__)
@@ -45,10 +48,12 @@ class Service:
 
     Attributes:
         settings: The app's ``LLM_BATCHES_*``.
+        keys: The built-in API keys.
     """
 
     def __init__(self, settings: Settings, records: Records, providers: Providers) -> None:
         self.settings = settings
+        self.keys = Keys(records)
         self._records = records
         self._providers = providers
 
@@ -104,12 +109,13 @@ class Service:
                 raise failure.error from None
         batch = batch.remembering(model=model, metadata=metadata)
         try:
-            self._records.accepted(row, batch, requested_by=by)
+            usage = self._records.accepted(row, batch, requested_by=by)
         except RecordUnavailable:
             # An error would have the caller send it again, and pay twice.
-            logger.exception(
-                "batch %r at provider %r is accepted, but not recorded as such", batch.id, provider
-            )
+            logger.exception("batch %r at %r is accepted, but not recorded as such", batch.id, provider)
+            return batch
+        _send(batch_submitted, batch=batch, owner=owner, requested_by=by)
+        _send(usage_recorded, usage=usage)
         return batch
 
     def retrieve(self, batch_id: str, *, owner: str | None, provider: str | None = None) -> Batch:
@@ -176,13 +182,14 @@ class Service:
         batch = self._seen(row, self._providers.retrieve(name, batch_id))
         if batch.status == "failed":
             raise BatchFailed(batch_id, reasons=_reasons(batch))
-        if batch.status in ("validating", "in_progress", "finalizing", "cancelling"):
+        if not batch.finished:
             raise BatchNotComplete(batch_id, status=batch.status, provider=name)
         rows = self._providers.results(name, batch_id)
         if row is not None and row.accounted_at is None:
-            self._records.account(
-                row, count_tokens(rows), requested_by=requested_by or owner or row.owner, rows=len(rows)
-            )
+            by = requested_by or owner or row.owner
+            usage = self._records.account(row, count_tokens(rows), requested_by=by, rows=len(rows))
+            if usage is not None:
+                _send(usage_recorded, usage=usage)
         return rows
 
     def _locate(self, batch_id: str, *, owner: str | None, provider: str | None) -> tuple[str, Record | None]:
@@ -207,15 +214,20 @@ class Service:
         if row is None:
             return batch.remembering(model=None, metadata=None)
         batch = batch.remembering(model=row.model, metadata=row.snapshot.get("metadata"))
-        self._records.seen(row, batch)
+        if self._records.seen(row, batch) and batch.finished:
+            _send(batch_finished, batch=batch, owner=row.owner)
         return batch
 
     def _not_accepted(self, row: Record, failure: SubmitFailed, requested_by: str) -> None:
         state = "unknown" if failure.maybe_created else "failed"
         try:
-            self._records.not_accepted(row, state=state, error=failure.error.code, requested_by=requested_by)
+            usage = self._records.not_accepted(
+                row, state=state, error=failure.error.code, requested_by=requested_by
+            )
         except LLMBatchesError:
             logger.exception("batch %s is %s, but not recorded as such", row.uid, state)
+        else:
+            _send(usage_recorded, usage=usage)
 
 
 def _split_model(model: str) -> tuple[str, str]:
@@ -232,6 +244,11 @@ def _reasons(batch: Batch) -> str:
         f"Line {problem['line']}: {problem['message']}" if problem.get("line") else str(problem["message"])
         for problem in problems[:10]
     )
+
+
+def _send(signal: NamedSignal, **payload: Any) -> None:
+    app: Any = current_app
+    signal.send(app._get_current_object(), **payload)  # noqa: SLF001  # as Flask itself sends its own
 
 
 def _service() -> Service:

@@ -15,12 +15,14 @@ from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import ProviderSettings, Settings
 from flask_llm_batches.errors import (
     BatchNotComplete,
+    BatchNotFound,
     ConfigurationError,
     LLMBatchesError,
     ProviderFailed,
     ProviderTimeout,
     UnknownProvider,
     UnsupportedProvider,
+    ValidationFailed,
 )
 from flask_llm_batches.providers.adapters import Adapter, Page, Row, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge, run_apart
@@ -108,8 +110,15 @@ class Providers:
             self._bridge.part((provider, batch_id))
 
     def list(self, provider: str, *, after: str | None, limit: int) -> Page:
-        """List what the provider has, newest first."""
-        return self._control(provider, "list", lambda adapter: adapter.list(after, limit))
+        """List what the provider has, newest first.
+
+        Raises:
+            ValidationFailed: The provider has no batch ``after``.
+        """
+        try:
+            return self._control(provider, "list", lambda adapter: adapter.list(after, limit), after)
+        except BatchNotFound:
+            raise ValidationFailed({"after": ["Not the id of a batch in this list."]}) from None
 
     def results(self, provider: str, batch_id: str) -> Sequence[Row]:
         """Fetch the results of a batch.

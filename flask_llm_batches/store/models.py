@@ -42,6 +42,7 @@ class BatchRow(Base):
         owner: Who may see it.
         model: The model of its requests, without the provider.
         requests: How many requests went in.
+        status: The provider's status as last seen; null until the provider accepted.
         snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, what was asked for.
         created_at: When it was asked for.
         accounted_at: When its results went into the usage; null until then.
@@ -63,6 +64,7 @@ class BatchRow(Base):
     owner: Mapped[str] = mapped_column(String(255))
     model: Mapped[str] = mapped_column(String(255))
     requests: Mapped[int]
+    status: Mapped[str | None] = mapped_column(String(16))
     snapshot: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[int] = mapped_column(BigInteger)
     accounted_at: Mapped[int | None] = mapped_column(BigInteger)
@@ -99,3 +101,26 @@ class UsageRow(Base):
     total_tokens: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ApiKeyRow(Base):
+    """A built-in API key; the key itself is shown once and kept nowhere.
+
+    Attributes:
+        key_hash: SHA-256 of the key, as hexadecimal digits.
+        prefix: How the key begins, for people to tell keys apart.
+        owner: Whose it is.
+        admin: Whether its bearer is an admin.
+        revoked_at: Since when it is not taken any more; null while it is.
+    """
+
+    __tablename__ = "llm_batches_api_key"
+    __table_args__ = (_BINARY,)
+
+    id: Mapped[int] = mapped_column(_ID, primary_key=True)
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(255))
+    admin: Mapped[bool]
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)

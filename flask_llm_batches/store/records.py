@@ -16,9 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.errors import RecordUnavailable
 from flask_llm_batches.store.database import Database
-from flask_llm_batches.store.models import BatchRow, UsageRow
+from flask_llm_batches.store.models import ApiKeyRow, BatchRow, UsageRow
 
 logger = logging.getLogger(__name__)
+
+
+Usage = dict[str, Any]
+"""The columns of a ``UsageRow`` that was written."""
 
 
 class Tokens(NamedTuple):
@@ -41,12 +45,27 @@ class Record:
     owner: str
     model: str
     requests: int
+    status: str | None
     snapshot: dict[str, Any]
     accounted_at: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is kept of a built-in key; ``ApiKeyRow`` says what each column is."""
+
+    id: int
+    prefix: str
+    owner: str
+    admin: bool
+    created_at: int
+    revoked_at: int | None
+
+
 # Rows are read and written without the ORM's session: that takes a third of the time, in every call.
 _RECORD = select(*(getattr(BatchRow, name) for name in Record.__slots__))
+_API_KEY = select(*(getattr(ApiKeyRow, name) for name in ApiKey.__slots__))
+_FIND_API_KEY = _API_KEY.where(ApiKeyRow.key_hash == bindparam("key_hash"))
 _FIND = _RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
 
 
@@ -85,19 +104,26 @@ class Records:
         made = insert(BatchRow).values(state="submitting", created_at=int(time.time()), **values)
         with self._transaction() as connection:
             key = connection.execute(made).inserted_primary_key
-        return Record(id=key[0] if key else 0, batch_id=None, accounted_at=None, **values)
+        return Record(id=key[0] if key else 0, batch_id=None, status=None, accounted_at=None, **values)
 
-    def accepted(self, record: Record, batch: Batch, *, requested_by: str) -> None:
+    def accepted(self, record: Record, batch: Batch, *, requested_by: str) -> Usage:
         """Note that the provider accepted a batch."""
         with self._transaction() as connection:
-            _change(connection, record, state="accepted", batch_id=batch.id, snapshot=batch.to_dict())
-            _use(connection, record, "create", requested_by=requested_by, requests=record.requests)
+            _change(
+                connection,
+                record,
+                state="accepted",
+                batch_id=batch.id,
+                status=batch.status,
+                snapshot=batch.to_dict(),
+            )
+            return _use(connection, record, "create", requested_by=requested_by, requests=record.requests)
 
-    def not_accepted(self, record: Record, *, state: str, error: str, requested_by: str) -> None:
+    def not_accepted(self, record: Record, *, state: str, error: str, requested_by: str) -> Usage:
         """Note that a submit failed: ``failed`` when there is no batch, ``unknown`` when there may be one."""
         with self._transaction() as connection:
             _change(connection, record, state=state)
-            _use(
+            return _use(
                 connection,
                 record,
                 "create_failed",
@@ -106,12 +132,24 @@ class Records:
                 error=error,
             )
 
-    def seen(self, record: Record, batch: Batch) -> None:
-        """Keep a batch as a provider has just shown it."""
+    def seen(self, record: Record, batch: Batch) -> bool:
+        """Keep a batch as a provider has just shown it; say whether this call changed its status."""
         snapshot = batch.to_dict()
-        if snapshot != record.snapshot:
-            with self._transaction() as connection:
-                _change(connection, record, snapshot=snapshot)
+        if snapshot == record.snapshot:
+            return False
+        news = (
+            update(BatchRow)
+            .where(BatchRow.id == record.id, BatchRow.status != batch.status)
+            .values(status=batch.status)
+        )
+        with self._transaction() as connection:
+            _change(connection, record, snapshot=snapshot)
+            return connection.execute(news).rowcount == 1
+
+    def keys(self) -> list[ApiKey]:
+        """Give every built-in key, oldest first."""
+        with self._transaction() as connection:
+            return [ApiKey(*row) for row in connection.execute(_API_KEY.order_by(ApiKeyRow.id))]
 
     def find(self, batch_id: str) -> list[Record]:
         """Find the batches with a provider's id: more than one where providers gave out the same."""
@@ -131,8 +169,8 @@ class Records:
             rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
         return [Record(*row) for row in rows[:limit]], len(rows) > limit
 
-    def account(self, record: Record, tokens: Tokens, *, requested_by: str, rows: int) -> bool:
-        """Put a batch's results into the usage, once; whoever comes second is told False."""
+    def account(self, record: Record, tokens: Tokens, *, requested_by: str, rows: int) -> Usage | None:
+        """Put a batch's results into the usage, once; whoever comes second is given None."""
         claim = (
             update(BatchRow)
             .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
@@ -140,8 +178,8 @@ class Records:
         )
         with self._transaction() as connection:
             if connection.execute(claim).rowcount == 0:
-                return False
-            _use(
+                return None
+            return _use(
                 connection,
                 record,
                 "results",
@@ -152,21 +190,45 @@ class Records:
                 cached_tokens=tokens.cached,
                 total_tokens=tokens.total,
             )
-        return True
+
+    def add_key(self, *, key_hash: str, prefix: str, owner: str, admin: bool) -> None:
+        """Keep a new built-in key."""
+        made = insert(ApiKeyRow).values(
+            key_hash=key_hash, prefix=prefix, owner=owner, admin=admin, created_at=int(time.time())
+        )
+        with self._transaction() as connection:
+            connection.execute(made)
+
+    def find_key(self, key_hash: str) -> ApiKey | None:
+        """Find a built-in key, revoked or not."""
+        with self._transaction() as connection:
+            row = connection.execute(_FIND_API_KEY, {"key_hash": key_hash}).first()
+        return None if row is None else ApiKey(*row)
+
+    def revoke_key(self, key_id: int) -> bool:
+        """Take a key no longer; False if there is none of that id that was still taken."""
+        revoked = (
+            update(ApiKeyRow)
+            .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
+            .values(revoked_at=int(time.time()))
+        )
+        with self._transaction() as connection:
+            return connection.execute(revoked).rowcount == 1
 
 
 def _change(connection: Connection, record: Record, **values: Any) -> None:
     connection.execute(update(BatchRow).where(BatchRow.id == record.id).values(**values))
 
 
-def _use(connection: Connection, record: Record, event: str, **values: Any) -> None:
-    used = insert(UsageRow).values(
-        event=event,
-        batch_uid=record.uid,
-        owner=record.owner,
-        provider=record.provider,
-        model=record.model,
-        created_at=int(time.time()),
+def _use(connection: Connection, record: Record, event: str, **values: Any) -> Usage:
+    used = {
+        "event": event,
+        "batch_uid": record.uid,
+        "owner": record.owner,
+        "provider": record.provider,
+        "model": record.model,
+        "created_at": int(time.time()),
         **values,
-    )
-    connection.execute(used)
+    }
+    connection.execute(insert(UsageRow).values(used))
+    return used

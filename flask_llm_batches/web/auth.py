@@ -1,4 +1,4 @@
-"""Which Principal is calling: the host's authenticator says, or the master key."""
+"""Which Principal is calling: the host's authenticator says, the master key, or a built-in key."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flask import g, request
+from flask import Response, g, request
+from flask.typing import ResponseReturnValue
 
-from flask_llm_batches.errors import Unauthenticated
+from flask_llm_batches.core.service import current_llm_batches
+from flask_llm_batches.errors import LLMBatchesError, Unauthenticated
 from flask_llm_batches.principal import Principal
 
 Authenticator = Callable[[], Principal | None]
+
+
+ErrorHandler = Callable[[LLMBatchesError, Response], ResponseReturnValue]
 
 
 @dataclass(slots=True)
@@ -20,6 +25,7 @@ class Hooks:
     """What the host decides."""
 
     authenticator: Authenticator | None = None
+    error_handler: ErrorHandler | None = None
 
 
 MASTER_OWNER = "master-key"
@@ -28,13 +34,13 @@ MASTER_OWNER = "master-key"
 _KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
 
 
-def authenticate(authenticator: Authenticator | None, master_key: str | None) -> None:
+def authenticate(authenticator: Authenticator | None) -> None:
     """Establish who is calling, for ``caller``.
 
     Raises:
         Unauthenticated: Nobody says who.
     """
-    g.llm_batches_principal = _by_host(authenticator) or _by_key(master_key)
+    g.llm_batches_principal = _by_host(authenticator) or _by_key()
     if g.llm_batches_principal is None:
         raise Unauthenticated("Missing or invalid credentials")
 
@@ -55,14 +61,17 @@ def _by_host(authenticator: Authenticator | None) -> Principal | None:
     return principal
 
 
-def _by_key(master_key: str | None) -> Principal | None:
-    key = presented_key()
-    if key is not None and master_key is not None and hmac.compare_digest(_digest(key), _digest(master_key)):
+def _by_key() -> Principal | None:
+    key = _presented_key()
+    if key is None:
+        return None
+    master_key = current_llm_batches.settings.master_key
+    if master_key is not None and hmac.compare_digest(_digest(key), _digest(master_key)):
         return Principal(owner=MASTER_OWNER, admin=True)
-    return None
+    return current_llm_batches.keys.verify(key)
 
 
-def presented_key() -> str | None:
+def _presented_key() -> str | None:
     """Give the key that the caller shows; the first header that is present decides."""
     for name in _KEY_HEADERS:
         if (value := request.headers.get(name)) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
+from flask_llm_batches.batch import STATUSES
 from flask_llm_batches.core.service import DEFAULT_ENDPOINT
 from flask_llm_batches.errors import InvalidJSON, LLMBatchesError, ValidationFailed
 from flask_llm_batches.principal import MAX_OWNER_LENGTH
@@ -26,6 +27,33 @@ class RawArray(fields.Field[msgspec.Raw]):
         return value
 
 
+_ID_OR_NULL = {"type": ["string", "null"]}
+_REQUESTS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["custom_id", "body"],
+        "properties": {
+            "custom_id": {"type": "string", "minLength": 1, "description": "Unique in the batch."},
+            "body": {"type": "object", "description": "What the endpoint takes."},
+        },
+    },
+}
+_FIELD_DETAILS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type", "loc", "msg"],
+        "properties": {
+            "type": {"type": "string"},
+            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "msg": {"type": "string"},
+        },
+    },
+}
+
+
 class RequestSchema(Schema):
     """Unknown keys are ignored: clients of this API send some that only other gateways know."""
 
@@ -34,8 +62,12 @@ class RequestSchema(Schema):
 
 
 class CreateBatchSchema(RequestSchema):
-    model = fields.String(required=True, validate=validate.Length(min=1, max=255))
-    requests = RawArray(required=True)
+    model = fields.String(
+        required=True,
+        validate=validate.Length(min=1, max=255),
+        metadata={"description": "`provider:model`", "pattern": "^[^:/]+[:/].+"},
+    )
+    requests = RawArray(required=True, metadata=_REQUESTS)
     completion_window = fields.String(load_default="24h", validate=validate.Length(min=1, max=64))
     metadata = fields.Dict(
         keys=fields.String(validate=validate.Length(min=1, max=64)),
@@ -49,6 +81,7 @@ class CreateBatchSchema(RequestSchema):
         validate=validate.Regexp(
             r"/[A-Za-z0-9_./-]{1,255}\Z", error="Not a path such as /v1/chat/completions."
         ),
+        metadata={"pattern": "^/[A-Za-z0-9_./-]{1,255}$"},  # "\\Z" is Python's own
     )
     user = fields.String(
         load_default=None, allow_none=True, validate=validate.Length(min=1, max=MAX_OWNER_LENGTH)
@@ -56,82 +89,96 @@ class CreateBatchSchema(RequestSchema):
 
 
 class BatchQuerySchema(RequestSchema):
-    provider = fields.String(load_default=None, validate=validate.Length(min=1))
+    provider = fields.String(validate=validate.Length(min=1))
 
 
 class ListQuerySchema(BatchQuerySchema):
-    after = fields.String(load_default=None, validate=validate.Length(min=1, max=512))
+    after = fields.String(validate=validate.Length(min=1, max=512))
     limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=100))
 
 
-class BatchSchema(Schema):
-    """OpenAI's batch object, every field always present, and ``provider``."""
+def _nullable_time(moment: str) -> fields.Integer:
+    return fields.Integer(required=True, allow_none=True, metadata={"description": f"When it {moment}."})
 
-    id = fields.String()
-    object = fields.String()
-    provider = fields.String()
-    endpoint = fields.String()
-    model = fields.String()
-    errors = fields.Raw()
-    input_file_id = fields.String()
-    completion_window = fields.String()
-    status = fields.String()
-    output_file_id = fields.String()
-    error_file_id = fields.String()
-    created_at = fields.Integer()
-    in_progress_at = fields.Integer()
-    expires_at = fields.Integer()
-    finalizing_at = fields.Integer()
-    completed_at = fields.Integer()
-    failed_at = fields.Integer()
-    expired_at = fields.Integer()
-    cancelling_at = fields.Integer()
-    cancelled_at = fields.Integer()
-    request_counts = fields.Raw()
-    metadata = fields.Raw()
-    usage = fields.Raw()
+
+class RequestCountsSchema(Schema):
+    total = fields.Integer(required=True)
+    completed = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+
+
+class BatchSchema(Schema):
+    """OpenAI's batch object, every field always present, and ``provider``. Times are Unix seconds."""
+
+    id = fields.String(required=True)
+    object = fields.String(required=True, validate=validate.Equal("batch"))
+    provider = fields.String(required=True)
+    endpoint = fields.String(required=True, allow_none=True)
+    model = fields.String(required=True, allow_none=True)
+    errors = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+    input_file_id = fields.String(required=True, allow_none=True)
+    completion_window = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, validate=validate.OneOf(sorted(STATUSES)))
+    output_file_id = fields.String(required=True, allow_none=True)
+    error_file_id = fields.String(required=True, allow_none=True)
+    created_at = fields.Integer(required=True)
+    in_progress_at = _nullable_time("began to run")
+    expires_at = _nullable_time("will expire")
+    finalizing_at = _nullable_time("began to write its output")
+    completed_at = _nullable_time("was completed")
+    failed_at = _nullable_time("failed")
+    expired_at = _nullable_time("expired")
+    cancelling_at = _nullable_time("began to be cancelled")
+    cancelled_at = _nullable_time("was cancelled")
+    request_counts = fields.Nested(RequestCountsSchema, required=True, allow_none=True)
+    metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True, allow_none=True)
+    usage = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
 
 
 class BatchListSchema(Schema):
-    object = fields.Constant("list")
-    data = fields.List(fields.Nested(BatchSchema), attribute="batches")
-    first_id = fields.Function(lambda page: page.batches[0].id if page.batches else None)
-    last_id = fields.Function(lambda page: page.batches[-1].id if page.batches else None)
-    has_more = fields.Boolean()
+    object = fields.Constant("list", required=True, metadata={"type": "string", "enum": ["list"]})
+    data = fields.List(fields.Nested(BatchSchema), attribute="batches", required=True)
+    first_id = fields.Function(
+        lambda page: page.batches[0].id if page.batches else None, metadata=_ID_OR_NULL
+    )
+    last_id = fields.Function(
+        lambda page: page.batches[-1].id if page.batches else None, metadata=_ID_OR_NULL
+    )
+    has_more = fields.Boolean(required=True)
 
 
 class RowErrorSchema(Schema):
-    code = fields.String()
-    message = fields.String()
+    code = fields.String(required=True)
+    message = fields.String(required=True)
 
 
 class RowSchema(Schema):
     """One request's outcome; exactly one of ``result`` and ``error`` is null."""
 
-    custom_id = fields.String()
-    result = fields.Raw()
-    error = fields.Nested(RowErrorSchema)
+    custom_id = fields.String(required=True)
+    result = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+    error = fields.Nested(RowErrorSchema, required=True, allow_none=True)
 
 
 class ResultsSchema(Schema):
-    results = fields.List(fields.Nested(RowSchema))
+    results = fields.List(fields.Nested(RowSchema), required=True)
 
 
 class ErrorDetailsSchema(Schema):
     """What OpenAI's SDKs read of an error."""
 
-    message = fields.String()
-    type = fields.String()
-    code = fields.String()
-    param = fields.String()
+    message = fields.String(required=True)
+    type = fields.String(required=True)
+    code = fields.String(required=True)
+    param = fields.String(required=True, allow_none=True)
 
 
 class ErrorSchema(Schema):
     """An error; ``detail`` is what the otari family of clients reads: a string, or a list of fields."""
 
-    detail = fields.Raw()
-    error = fields.Nested(ErrorDetailsSchema)
-    status = fields.String()
+    detail = fields.Raw(required=True, metadata={"anyOf": [{"type": "string"}, _FIELD_DETAILS]})
+    error = fields.Nested(ErrorDetailsSchema, required=True)
+    status = fields.String(metadata={"description": "The batch's, with a 409 of its results."})
 
 
 ERROR_TYPES = {
@@ -198,16 +245,12 @@ def load(schema: Schema, data: Mapping[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def dump_error(
-    error: LLMBatchesError, location: str, *, status: int | None = None, code: str | None = None
-) -> dict[str, Any]:
+def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
     """Say an error as the wire does.
 
     Args:
         error: What was raised.
         location: Where its fields are: ``body`` or ``query``.
-        status: Another status than the error's own.
-        code: Another code than the error's own.
     """
     detail: Any = str(error)
     message, param = str(error), error.param
@@ -219,8 +262,8 @@ def dump_error(
         param = next((str(item["loc"][1]) for item in detail if len(item["loc"]) > 1), None)
     elif isinstance(error, InvalidJSON):
         detail = [{"type": "json_invalid", "loc": [location], "msg": message}]
-    kind = ERROR_TYPES.get(status or error.status, "invalid_request_error")
-    described = {"message": message, "type": kind, "code": code or error.code, "param": param}
+    kind = ERROR_TYPES.get(error.status, "invalid_request_error")
+    described = {"message": message, "type": kind, "code": error.code, "param": param}
     dumped: dict[str, Any] = _ERROR.dump({"detail": detail, "error": described, **error.extra})
     return dumped
 

@@ -1,0 +1,54 @@
+"""Built-in API keys: make, verify, list, revoke."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from flask_llm_batches.principal import Principal
+from flask_llm_batches.store.records import ApiKey, Records
+
+PREFIX = "llmb_"
+_SHOWN = len(PREFIX) + 6
+
+
+class Keys:
+    """The built-in keys of one app."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def create(self, *, owner: str, admin: bool = False) -> str:
+        """Make a key and give it, for the only time: 256 random bits, of which a hash is kept.
+
+        Raises:
+            ValueError: ``owner`` is no owner's name.
+        """
+        Principal(owner, admin)
+        key = PREFIX + secrets.token_urlsafe(32)
+        self._records.add_key(key_hash=_hash(key), prefix=key[:_SHOWN], owner=owner, admin=admin)
+        return key
+
+    def verify(self, key: str) -> Principal | None:
+        """Say whose key it is; None for one that is not ours or not taken any more.
+
+        The hash is what is looked up, so how long that takes tells nothing about the key.
+        """
+        if not key.startswith(PREFIX):
+            return None
+        found = self._records.find_key(_hash(key))
+        if found is None or found.revoked_at is not None:
+            return None
+        return Principal(found.owner, found.admin)
+
+    def list(self) -> list[ApiKey]:
+        """Give every key, oldest first, revoked ones too."""
+        return self._records.keys()
+
+    def revoke(self, key_id: int) -> bool:
+        """Take a key no longer; False if there is none of that id that was still taken."""
+        return self._records.revoke_key(key_id)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
