@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.demo
 	$(BIN)/python -m example_app
 
-test: .venv/.test
+test: .venv/.test .venv/.clients
 	$(BIN)/python -m pytest -n auto
 
 lint: .venv/.test .venv/.lint
@@ -30,6 +30,14 @@ clean:
 		|| { echo "Python 3.11 or later is needed; name one with: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+
+# Clients that cannot be installed beside the others; Node's only where node and npm are.
+.venv/.clients: .venv/bin/python
+	$(BIN)/python -m pip install --quiet --target .venv/clients/otari-0.3.0 'otari==0.3.0'
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		mkdir -p .venv/clients/node && npm install --silent --no-audit --no-fund --prefix .venv/clients/node openai; \
+	fi
+	@touch $@
 
 .venv/.demo: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
+from asgiref.wsgi import WsgiToAsgi
 from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_llm_batches import LLMBatches, Principal
+from flask_llm_batches import LLMBatches, Principal, current_llm_batches
 
 MASTER_KEY = "master-0123456789"
 
@@ -45,12 +48,33 @@ def create_host(*, database: Path | None = None, db: SQLAlchemy | None = None, *
 
 def from_environment() -> Flask:
     """Make the app of a server test, in the server's process."""
-    return create_host(
+    app = create_host(
         database=Path(os.environ["HOST_DATABASE"]),
         providers=json.loads(os.environ["HOST_PROVIDERS"]),
         master_key=MASTER_KEY,
         spool_dir=os.environ["HOST_SPOOL"],
+        url_prefix=["/v1/batches", "/api/v1/batches"],
     )
+    app.add_url_rule("/keys/<owner>", view_func=_make_key, methods=["POST"])
+    return app
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None:
+    """Be that app for an ASGI server.
+
+    Each call has a context of its own: asgiref 3.9 to 3.13 answers some calls on a kept connection with a 500
+    otherwise, whatever the app (django/asgiref#491).
+    """
+    global _asgi  # noqa: PLW0603  # a server imports a name, and the app is made when it is first called
+    _asgi = _asgi or WsgiToAsgi(from_environment())  # type: ignore[no-untyped-call]
+    await asyncio.create_task(_asgi(scope, receive, send), context=Context())
+
+
+_asgi: Any = None
+
+
+def _make_key(owner: str) -> str:
+    return current_llm_batches.keys.create(owner=owner)
 
 
 def requests(count: int, **body: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,16 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
 def gunicorn(
     simulator: Simulator, folder: Path, *options: str, app: str = "tests.hosts:from_environment()"
-) -> Iterator[Running]:
+) -> AbstractContextManager[Running]:
     """Run an app under gunicorn, with the simulator as its provider."""
+    return serve(simulator, folder, "gunicorn", app, "--bind=127.0.0.1:{port}", *options)
+
+
+@contextmanager
+def serve(simulator: Simulator, folder: Path, module: str, *options: str) -> Iterator[Running]:
+    """Run a server's module, with the simulator as the provider of its app."""
     port = free_port()
     spool, log_file = folder / "spool", folder / "server.log"
     spool.mkdir(exist_ok=True)
@@ -68,18 +73,9 @@ def gunicorn(
         "HOST_SPOOL": str(spool),
         "PYTHONWARNINGS": "default",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        app,
-        "--bind",
-        f"127.0.0.1:{port}",
-    ]
+    command = [sys.executable, "-m", module, *(option.format(port=port) for option in options)]
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *options], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         _wait_for(port, process, log_file)
         yield Running(f"http://127.0.0.1:{port}", process.pid, log_file, spool)

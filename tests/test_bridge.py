@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flask_llm_batches.providers.bridge import Bridge, run_apart
+from flask_llm_batches.providers.bridge import Bridge
 
 
 async def loop_id() -> int:
@@ -49,7 +49,7 @@ def test_what_is_raised_comes_back(apart: bool) -> None:
         raise LookupError("gone")
 
     with pytest.raises(LookupError, match="gone"):
-        run_apart(fail, 5) if apart else Bridge().run(fail(), 5)
+        Bridge().run_apart(fail, 5) if apart else Bridge().run(fail(), 5)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -65,7 +65,7 @@ def test_time_is_limited(apart: bool) -> None:
 
     start = time.monotonic()
     with pytest.raises(TimeoutError):
-        run_apart(sleep, 0.1) if apart else Bridge().run(sleep(), 0.1)
+        Bridge().run_apart(sleep, 0.1) if apart else Bridge().run(sleep(), 0.1)
     assert ended.is_set()
     assert time.monotonic() - start < 5
 
@@ -149,10 +149,11 @@ def test_what_is_kept_is_made_once_and_closed() -> None:
 
 def test_a_loop_of_ones_own_is_another() -> None:
     """Apart from the others means another loop, also where the caller's own loop is running."""
-    kept = Bridge().run(loop_id(), 5)
+    bridge = Bridge()
+    kept = bridge.run(loop_id(), 5)
 
     async def caller() -> tuple[int, int]:
-        return await loop_id(), run_apart(loop_id, 5)
+        return await loop_id(), bridge.run_apart(loop_id, 5)
 
     own, apart = asyncio.run(caller())
     assert len({kept, own, apart}) == 3
@@ -160,6 +161,7 @@ def test_a_loop_of_ones_own_is_another() -> None:
 
 def test_failed_calls_apart_leave_no_thread() -> None:
     """Regression: threads of calls that failed stayed until the garbage collector came by."""
+    bridge = Bridge()
 
     async def fail() -> None:
         raise LookupError("gone")
@@ -169,7 +171,7 @@ def test_failed_calls_apart_leave_no_thread() -> None:
         before = threading.active_count()
         for _ in range(20):
             with pytest.raises(LookupError):
-                run_apart(fail, 5)
+                bridge.run_apart(fail, 5)
         deadline = time.monotonic() + 5
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.01)

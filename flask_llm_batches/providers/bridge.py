@@ -2,13 +2,14 @@
 
 An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on
 one loop that is kept, with clients that are kept on it (``Bridge.run``); calls that hold a loop up for
-seconds get a loop and a client of their own (``run_apart``).
+seconds get a loop and a client of their own (``Bridge.run_apart``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
@@ -109,6 +110,20 @@ class Bridge:
         current = self._running()
         current.loop.call_soon_threadsafe(current.shared.pop, key, None)
 
+    def run_apart(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
+        """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
+
+        It runs in a plain worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under
+        an ASGI server takes the server's loop. Under gevent threads are greenlets of one thread, which can
+        run one loop only: there it is the kept one.
+
+        Raises:
+            TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
+        """
+        if _threads_are_greenlets():
+            return self.run(function(), timeout)
+        return _run_in_a_thread(function, timeout)
+
     def keep(self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
         """Give the object under ``key``, made once for this process and closed on the loop when that ends."""
         current = self._running()
@@ -153,15 +168,12 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_forget_parents)
 
 
-def run_apart(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
-    """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
+def _threads_are_greenlets() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
-    It runs in a plain worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under an
-    ASGI server takes the server's loop.
 
-    Raises:
-        TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
-    """
+def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
     # Errors travel as values: one that is raised through async_to_sync is part of a reference cycle with
     # the thread that async_to_sync started, which then stays until the garbage collector comes by.
     outcome: Future[tuple[T | None, BaseException | None]] = Future()

@@ -25,7 +25,7 @@ from flask_llm_batches.errors import (
     ValidationFailed,
 )
 from flask_llm_batches.providers.adapters import Adapter, Page, Row, Submission, adapter_class
-from flask_llm_batches.providers.bridge import Bridge, run_apart
+from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.failures import Redactor, as_ours
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Providers:
             finally:
                 await adapter.close()
 
-        return run_apart(with_client_of_its_own, self._settings.transfer_timeout)
+        return self._bridge.run_apart(with_client_of_its_own, self._settings.transfer_timeout)
 
     def _kept(self, provider: ProviderSettings) -> Adapter:
         return self._bridge.keep(provider.name, lambda: self._adapter(provider), Adapter.close)

@@ -1,0 +1,97 @@
+"""What the host may decide and hear of: errors its own way, and signals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flask import Flask, Response
+from flask.testing import FlaskClient
+
+from flask_llm_batches import LLMBatches, LLMBatchesError
+from flask_llm_batches.signals import batch_finished, batch_submitted, usage_recorded
+from flask_llm_batches.testing import Simulator
+from tests.conftest import client_of, create_batch
+from tests.hosts import requests
+
+
+def test_the_host_may_say_errors_its_way() -> None:
+    """An error handler changes our answer, or gives its own, for errors of ours and of Flask's."""
+    app = Flask(__name__)
+    extension = LLMBatches(app)
+
+    @extension.error_handler
+    def say(error: LLMBatchesError, response: Response) -> Any:
+        if error.status == 405:
+            response.headers["X-Mine"] = error.code
+            return response
+        return {"oh": str(error)}, error.status
+
+    assert app.test_client().get("/v1/batches").get_json() == {"oh": "Missing or invalid credentials"}
+    app_client = app.test_client()
+    extension.authenticator(lambda: None)
+    assert app_client.get("/v1/batches").status_code == 401
+
+
+def test_the_host_may_change_our_answer(app: Flask, ada: FlaskClient) -> None:
+    """The error handler gets our answer, headers and all."""
+    extension = LLMBatches()
+    other = Flask(__name__)
+    extension.init_app(other)
+
+    @extension.error_handler
+    def say(error: LLMBatchesError, response: Response) -> Response:
+        response.headers["X-Code"] = error.code
+        return response
+
+    answer = other.test_client().get("/v1/batches")
+    assert answer.headers["X-Code"] == "unauthenticated"
+    assert answer.get_json()["error"]["code"] == "unauthenticated"
+
+
+@pytest.fixture
+def heard(app: Flask) -> Any:
+    """What the signals of the app said, in order."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    signals = {"submitted": batch_submitted, "finished": batch_finished, "usage": usage_recorded}
+    receivers = []
+    for name, signal in signals.items():
+
+        def receive(sender: Flask, name: str = name, **payload: Any) -> None:
+            assert sender is app
+            said.append((name, payload))
+
+        receivers.append(receive)
+        signal.connect(receive, app)
+    yield said
+    for signal, receive in zip(signals.values(), receivers, strict=True):
+        signal.disconnect(receive, app)
+
+
+def test_signals_tell_what_happened(app: Flask, llm_provider: Simulator, heard: Any) -> None:
+    """A submit, the end of a batch and each usage are told once, with the app as sender."""
+    ada = client_of(app, "ada")
+    batch_id = create_batch(ada, 2)
+    ada.get(f"/v1/batches/{batch_id}")
+    llm_provider.batches[0].finish()
+    for _ in range(2):
+        ada.get(f"/v1/batches/{batch_id}")
+        ada.get(f"/v1/batches/{batch_id}/results")
+    assert [name for name, _ in heard] == ["submitted", "usage", "finished", "usage"]
+    submitted, created, finished, results = (payload for _, payload in heard)
+    assert (submitted["batch"].id, submitted["owner"], submitted["requested_by"]) == (batch_id, "ada", "ada")
+    assert (created["usage"]["event"], created["usage"]["requests"]) == ("create", 2)
+    assert (finished["batch"].status, finished["owner"]) == ("completed", "ada")
+    assert (results["usage"]["event"], results["usage"]["total_tokens"]) == ("results", 8)
+
+
+def test_a_failed_create_is_told(app: Flask, llm_provider: Simulator, heard: Any) -> None:
+    """A create that failed is told as usage, and as nothing else."""
+    llm_provider.fail_next(500, on="POST /batches")
+    client_of(app, "ada").post("/v1/batches", json={"model": "openai:m", "requests": requests(1)})
+    ((name, payload),) = heard
+    assert (name, payload["usage"]["event"], payload["usage"]["error"]) == (
+        "usage",
+        "create_failed",
+        "provider_error",
+    )

@@ -1,0 +1,70 @@
+"""The OpenAPI document is right, and the app is as it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from flask_llm_batches.testing import Simulator
+from tests.conftest import MakeHost
+from tests.hosts import MASTER_KEY
+from tests.servers import gunicorn
+
+STATUSES = {
+    ("get", ""): set(),
+    ("post", ""): {413, 415},
+    ("get", "/{batch_id}"): {404},
+    ("post", "/{batch_id}/cancel"): {404},
+    ("get", "/{batch_id}/results"): {404, 409},
+}
+EVERYWHERE = {200, 400, 401, 403, 405, 422, 429, 500, 502, 503, 504}
+
+
+def test_the_document_is_valid_and_complete(app: Flask) -> None:
+    """Anybody may read the document; it is valid, and has every route with every status of it."""
+    answer = app.test_client().get("/v1/batches/openapi.json")
+    assert answer.status_code == 200
+    document = answer.get_json()
+    OpenAPIV31SpecValidator(document).validate()
+    routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    assert routes == {(method, f"/v1/batches{path}") for method, path in STATUSES}
+    for (method, path), more in STATUSES.items():
+        responses = document["paths"][f"/v1/batches{path}"][method]["responses"]
+        assert set(map(int, responses)) == EVERYWHERE | more
+
+
+def test_the_document_knows_where_it_is(make_host: MakeHost) -> None:
+    """The paths are those of the prefix it was asked under, the server is what a proxy puts before it."""
+    app = make_host(url_prefix=["/a", "/b"])
+    for prefix in ("/a", "/b"):
+        client = app.test_client()
+        document = client.get(f"{prefix}/openapi.json", environ_overrides={"SCRIPT_NAME": "/base"}).get_json()
+        assert prefix in document["paths"]
+        assert document["servers"] == [{"url": "/base"}]
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    """Generated calls meet no undocumented status, no answer beside its schema and no 500."""
+    with (
+        Simulator(seconds=1) as simulator,
+        gunicorn(simulator, tmp_path, "--threads=4", "--limit-request-line=0") as server,
+    ):
+        config = Path(__file__).parent / "schemathesis.toml"
+        location = f"{server.url}/v1/batches/openapi.json"
+        options = ["--header", f"Authorization: Bearer {MASTER_KEY}", "--checks=all", "-n", "25", "--seed=1"]
+        command = [
+            str(Path(sys.executable).parent / "schemathesis"),
+            f"--config-file={config}",
+            "run",
+            location,
+        ]
+        run = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr
+    assert "passed" in run.stdout
+    assert "Traceback" not in server.log
