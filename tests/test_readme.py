@@ -1,0 +1,208 @@
+"""Every code block of the README does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask_wtf.csrf import CSRFProtect
+
+from flask_llm_batches import Principal
+from flask_llm_batches.testing import Simulator
+from tests.servers import free_port
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+Namespace = dict[str, Any]
+
+
+def block(containing: str) -> str:
+    """Give the one block that has this in it."""
+    found: list[str] = [text for _, text in BLOCKS if containing in text]
+    assert len(found) == 1, f"{len(found)} blocks have {containing!r}"
+    return found[0]
+
+
+def run(code: str, names: Namespace) -> None:
+    """Run a block, as a module of its own would."""
+    exec(compile(code, "README.md", "exec", dont_inherit=True), names)
+
+
+@pytest.fixture
+def example(llm_provider: Simulator, tmp_path: Path) -> Namespace:
+    """What the factory example defines, and the app it makes, with the simulator for a provider."""
+    names: Namespace = {"__name__": "readme"}
+    run(block("def load_user"), names)
+    create_app: Callable[..., Flask] = names["create_app"]
+    settings: dict[str, Any] = {
+        "SECRET_KEY": "secret",
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'app.sqlite3'}",
+        "LLM_BATCHES_PROVIDERS": {"openai": llm_provider.settings},
+    }
+    names["create_app"] = lambda **config: create_app(**{**settings, **config})
+    names["app"] = names["create_app"]()
+    return names
+
+
+def test_every_block_is_run_by_a_test() -> None:
+    """No block of the README stands untested."""
+    tested = Path(__file__).read_text()
+    for language, text in BLOCKS:
+        marks = re.findall(r"""block\(["']([^"']+)["']\)""", tested)
+        assert any(mark in text for mark in marks), f"{language}: {text}"
+
+
+def test_the_two_commands_are_targets() -> None:
+    """``make demo`` and ``make test`` are what they say; CI runs them."""
+    for line in block("make demo").splitlines():
+        plan = subprocess.run(
+            ["make", "-n", "-B", line.split()[1]],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "-m example_app" in plan.stdout or "-m pytest" in plan.stdout
+
+
+def test_the_name_to_install_is_the_packages() -> None:
+    """``pip install`` names this package."""
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    name = block("pip install flask").split()[-1]
+    assert f'name = "{name}"' in project
+
+
+def test_the_factory_example_is_an_app(example: Namespace) -> None:
+    """The app of the example asks its users, and lets nobody else in."""
+    assert example["app"].test_client().get("/v1/batches").status_code == 401
+    with example["app"].test_request_context():
+        assert example["principal"]() is None
+
+
+def test_the_hosts_own_code(example: Namespace) -> None:
+    """The calls of the example do what the endpoints do."""
+    run(block("current_llm_batches.create"), example)
+    assert example["batch"].status == "cancelling"
+    assert len(example["batches"]) == 1
+
+
+@pytest.mark.slow
+def test_the_curl_lines(tmp_path: Path) -> None:
+    """The curl lines work as printed, against the demo's app."""
+    port = free_port()
+    script = f"{block('curl -s -u ada')}\n{block('/cancel -X POST')}".replace(":5000/", f":{port}/")
+    command = [sys.executable, "-m", "example_app", "serve", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert "endpoints at" in server.stdout.readline()
+            done = subprocess.run(
+                ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True
+            )
+        finally:
+            server.terminate()
+    assert done.stdout.count('"object":"batch"') == 4
+    assert "batch_not_complete" in done.stdout
+    assert '"status":"cancelling"' in done.stdout
+
+
+def test_the_blueprint_elsewhere(example: Namespace) -> None:
+    """The endpoints are where the host registers them."""
+    app = example["app"] = Flask("other")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    example["db"].init_app(app)
+    example["login"].init_app(app)
+    run(block("register_blueprint=False"), example)
+    assert app.test_client().get("/internal/batches").status_code == 401
+    assert app.test_client().get("/v1/batches").status_code == 404
+
+
+def test_the_commands(example: Namespace) -> None:
+    """The commands make, list and revoke keys."""
+    runner = example["app"].test_cli_runner()
+    for line in block("keys create --owner").splitlines():
+        done = runner.invoke(args=line.partition("#")[0].split()[1:])
+        assert done.exit_code == 0, done.output
+
+
+def test_csrf(example: Namespace) -> None:
+    """The endpoints are exempt, and a caller with a cookie needs the token."""
+    app = example["app"]
+    run(block("csrf.exempt"), {**example, "CSRFProtect": CSRFProtect, "Principal": Principal})
+    app.config["LLM_BATCHES_MASTER_KEY"] = "unused"
+    with app.app_context():
+        example["db"].session.add(example["User"](id=1))
+        example["db"].session.commit()
+    client = app.test_client()
+    with client.session_transaction() as session:
+        session["_user_id"] = "1"
+    refused = client.post("/v1/batches", json={})
+    assert (refused.status_code, refused.get_json()["detail"]) == (400, "The CSRF token is missing.")
+    assert client.get("/v1/batches").status_code == 200
+
+
+def test_signals(example: Namespace, llm_provider: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """The receiver hears of a batch that has ended."""
+    caplog.set_level("INFO")
+    run(block("connect_via"), example)
+    run(block("current_llm_batches.create"), example)
+    llm_provider.batches[0].finish()
+    with example["app"].app_context():
+        example["current_llm_batches"].retrieve(example["batch"].id, owner="42")
+    assert "of 42 is cancelled" in caplog.text
+
+
+def test_the_error(example: Namespace) -> None:
+    """A batch that is not there is answered as printed, and the handler says it another way."""
+    app = example["create_app"](LLM_BATCHES_MASTER_KEY="key")
+    client = app.test_client()
+    path, headers = "/v1/batches/b1?provider=openai", {"X-API-Key": "key"}
+    assert client.get(path, headers=headers).get_json() == json.loads(block("not_found_error"))
+    run(block("error_handler"), example)
+    answer = client.get(path, headers=headers)
+    assert (answer.status_code, answer.get_json()["title"]) == (404, "not_found")
+
+
+def test_the_asgi_app(example: Namespace) -> None:
+    """The ASGI app answers."""
+    run(block("WsgiToAsgi"), example)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/v1/batches"}
+    scope |= {"query_string": b"", "headers": []}
+    asyncio.run(example["asgi"](scope, receive, send))
+    assert sent[0]["status"] == 401
+
+
+def test_the_test(example: Namespace, llm_provider: Simulator) -> None:
+    """The test of the example passes."""
+    run(block("def test_batches"), example)
+    example["test_batches"](llm_provider)
+
+
+@pytest.mark.slow
+def test_the_simulator_runs_by_itself() -> None:
+    """``python -m flask_llm_batches.testing`` prints its address and answers there."""
+    assert "python -m flask_llm_batches.testing --seconds 10" in README
+    command = [sys.executable, "-m", "flask_llm_batches.testing", "--seconds", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", process.stdout.readline().strip())
+        time.sleep(0.1)
+        process.terminate()
