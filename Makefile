@@ -2,13 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-lowest test-wheel lint format bench clean
 
 demo: .venv/.demo
 	$(BIN)/python -m example_app
 
 test: .venv/.test .venv/.clients
 	$(BIN)/python -m pytest -n auto
+
+# The same tests on the lowest versions that pyproject.toml allows.
+test-lowest: .venv/.lowest .venv/.clients
+	rm -rf .venv/lowest
+	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest
+	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable . --group test
+	ln -s ../clients .venv/lowest/clients
+	.venv/lowest/bin/python -m pytest -n auto
+
+# The demo, from the built wheel in a fresh environment and outside of the source tree.
+test-wheel: .venv/bin/python
+	rm -rf .venv/wheel .venv/dist .venv/tour
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir .venv/dist .
+	$(BIN)/python -m venv .venv/wheel
+	.venv/wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls .venv/dist/*.whl)[demo]"
+	mkdir .venv/tour && cp -r example_app .venv/tour && cd .venv/tour && ../wheel/bin/python -m example_app
 
 lint: .venv/.test .venv/.lint
 	$(BIN)/ruff format --check .
@@ -43,6 +59,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
-.venv/.test .venv/.lint: .venv/.%: .venv/bin/python pyproject.toml
+.venv/.test .venv/.lint .venv/.lowest: .venv/.%: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable . --group $*
 	@touch $@

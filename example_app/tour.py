@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from werkzeug.serving import make_server
 
-from example_app import Review, create_app, db
+from example_app.app import Review, create_app, db
 from flask_llm_batches.testing import Simulator
 
 PORT = 5000

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from example_app import create_app
+from example_app.app import create_app
 from example_app.tour import SECONDS
 from tests.servers import free_port
 

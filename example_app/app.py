@@ -1,0 +1,81 @@
+"""A small shop that has its reviews sorted by a large language model, in batches.
+
+It has what a Flask app has before flask-llm-batches comes in: its own users, its own table, its own pages.
+The lines about ``llm_batches`` are all that the endpoints take.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, render_template, request
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from flask_llm_batches import LLMBatches, Principal
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import DeclarativeBase as Model
+
+db = SQLAlchemy()
+llm_batches = LLMBatches(db=db)
+if not TYPE_CHECKING:
+    Model = db.Model
+
+
+class User(Model):
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    password: Mapped[str]
+
+
+class Review(Model):
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+
+
+@llm_batches.authenticator
+def principal() -> Principal | None:
+    """Ask the shop's users who is calling, by HTTP Basic."""
+    basic = request.authorization
+    if basic is None or basic.type != "basic":
+        return None
+    user = db.session.scalar(db.select(User).filter_by(name=basic.username))
+    if user is None or not check_password_hash(user.password, basic.password or ""):
+        return None
+    return Principal(owner=str(user.id))
+
+
+def create_app(**config: Any) -> Flask:
+    """Make the app; ``config`` goes over its defaults."""
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop.sqlite3"
+    app.config["LLM_BATCHES_PROVIDERS"] = {"openai": {"api_key": os.environ.get("OPENAI_API_KEY")}}
+    app.config.update(config)
+    db.init_app(app)
+    llm_batches.init_app(app)
+
+    @app.get("/")
+    def index() -> str:
+        return render_template("index.html", reviews=db.session.scalars(db.select(Review).limit(10)))
+
+    @app.errorhandler(404)
+    def not_found(_: Exception) -> tuple[str, int]:
+        return render_template("404.html"), 404
+
+    with app.app_context():
+        db.create_all()
+        if db.session.scalar(db.select(User)) is None:
+            _fill()
+    return app
+
+
+def _fill() -> None:
+    db.session.add(User(name="ada", password=generate_password_hash("lovelace")))
+    verdicts = ("arrived early, works well", "broke after two days", "does what it says", "never again")
+    for number in range(300):
+        verdict = verdicts[(number * 7) % 4] if number % 50 else ""
+        db.session.add(Review(text=verdict and f"Order {1000 + number}: {verdict}."))
+    db.session.commit()
