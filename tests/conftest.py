@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_llm_batches.testing import Simulator
-from tests.hosts import MASTER_KEY, create_host, requests
+from tests.hosts import KEYS, MASTER_KEY, create_host, requests
 
 MakeHost = Callable[..., Flask]
 
@@ -20,6 +21,15 @@ def _hosts_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTS_DIR", str(tmp_path))
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MISTRAL_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_key_in_any_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever is tested, and however much is logged, no key is in it."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    logged = "\n".join(record.getMessage() for record in caplog.get_records("call"))
+    assert not KEYS.search(logged)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import tempfile
 from contextvars import Context
 from pathlib import Path
@@ -15,8 +16,12 @@ from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_llm_batches import LLMBatches, Principal, current_llm_batches
+from flask_llm_batches.testing import Simulator
 
 MASTER_KEY = "master-0123456789"
+
+KEYS = re.compile(f"{MASTER_KEY}|{Simulator.api_key}|llmb_[A-Za-z0-9_-]{{43}}")
+"""What no log may have in it, whatever is tested."""
 
 
 def create_host(*, database: Path | None = None, db: SQLAlchemy | None = None, **settings: Any) -> Flask:

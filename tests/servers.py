@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from flask_llm_batches.testing import Simulator
+from tests.hosts import KEYS
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def serve(simulator: Simulator, folder: Path, module: str, *options: str) -> Ite
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+        assert not KEYS.search(log_file.read_text())
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:

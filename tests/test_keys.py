@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
+from sqlalchemy import event
 
 from flask_llm_batches import current_llm_batches
 from tests.conftest import create_batch
@@ -74,6 +75,19 @@ def test_keys_are_kept_as_hashes(app: Flask, tmp_path: Path) -> None:
         stored = "\n".join(database.iterdump())
     assert key[:11] in stored
     assert key[11:] not in stored
+
+
+def test_a_key_costs_one_query(app: Flask) -> None:
+    """Looking a key up is one query, by the column that is indexed; what is no key of ours is none."""
+    with app.app_context():
+        key = current_llm_batches.keys.create(owner="ada")
+        engine = current_llm_batches._records._database.engine()
+    queries: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *call: queries.append(call[2]))
+    assert bearer(app, key).get("/v1/batches?limit=0").status_code == 422
+    assert bearer(app, "wrong").get("/v1/batches").status_code == 401
+    (query,) = queries
+    assert "WHERE llm_batches_api_key.key_hash = ?" in query
 
 
 @pytest.mark.parametrize("wrong", ["", "llmb_", "llmb_wrong", "llmb_" + "x" * 43, "LLMB_", "llmb_\u00ff"])
