@@ -2,15 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest test-wheel lint format bench clean
+.PHONY: demo test test-slow test-lowest test-wheel lint format bench clean
 
 demo: .venv/.demo
 	$(BIN)/python -m example_app
 
-test: .venv/.test .venv/.clients
-	$(BIN)/python -m pytest -n auto
+test: .venv/.test
+	$(BIN)/python -m pytest -n auto -m 'not slow'
 
-# The same tests on the lowest versions that pyproject.toml allows.
+# The journeys of several seconds: real clients and servers, the demo, generated calls.
+test-slow: .venv/.test .venv/.clients
+	$(BIN)/python -m pytest -n auto -m slow
+
+# All of them on the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest .venv/.clients
 	rm -rf .venv/lowest
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest

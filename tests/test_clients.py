@@ -21,6 +21,8 @@ from flask_llm_batches.testing import Simulator
 from tests.hosts import MASTER_KEY, requests
 from tests.servers import gunicorn
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent / "clients"
 APART = Path(sys.prefix) / "clients"
 """What cannot be installed beside the rest; ``make test`` puts it there."""

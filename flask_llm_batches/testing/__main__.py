@@ -13,7 +13,9 @@ def main() -> None:
     parser.add_argument(
         "--port", type=int, default=0, help="where to listen on 127.0.0.1; a free one unless given"
     )
-    parser.add_argument("--seconds", type=float, help="how long a batch runs; for ever unless given")
+    parser.add_argument(
+        "--seconds", type=float, help="how long a batch runs, once asked after; for ever unless given"
+    )
     options = parser.parse_args()
     with Simulator(port=options.port, seconds=options.seconds) as simulator:
         print(simulator.base_url, flush=True)

@@ -7,7 +7,6 @@ remembers every call it got.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -54,8 +53,8 @@ class Simulator:
     Args:
         respond: Answers a request: gets the line of the input file, gives the body of the response, or a
             status and a body. Echoes the last message unless given.
-        seconds: A batch is finished so many seconds after it was made; None leaves the clock to you:
-            ``simulator.batches[0].finish()``.
+        seconds: A batch is finished so many seconds after it was first asked after; None leaves the clock to
+            you: ``simulator.batches[0].finish()``.
         port: Where to listen on 127.0.0.1; 0 takes a free one.
 
     Attributes:
@@ -170,7 +169,7 @@ class Simulator:
         with self.lock:
             batch = self._batches.get(batch_id)
             if batch is not None:
-                batch.look(time.time())
+                batch.look()
             return batch
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -42,18 +42,21 @@ class SimulatedBatch:
     failed: int = 0
     output: list[bytes] = field(default_factory=list, repr=False)
     error_output: list[bytes] = field(default_factory=list, repr=False)
-    started: float = field(default_factory=time.time)
+    running_since: float | None = None
 
     def __post_init__(self) -> None:
-        self.times["created_at"] = int(self.started)
-        self.times["expires_at"] = int(self.started) + 24 * 3600
+        self.times["created_at"] = now = int(time.time())
+        self.times["expires_at"] = now + 24 * 3600
 
-    def look(self, now: float) -> None:
-        """Let happen what has happened by now: a validation takes no time, the rest ``seconds``."""
+    def look(self) -> None:
+        """Let happen what has happened by now: validation ends with the first look, the rest takes seconds."""
+        if self.running_since is None:
+            self.running_since = time.monotonic()
         if self.status == "validating":
             self._become("failed" if self.errors else "in_progress")
         if self.seconds is not None and self.status not in FINAL:
-            share = min((now - self.started) / self.seconds, 1.0) if self.seconds else 1.0
+            passed = time.monotonic() - self.running_since
+            share = min(passed / self.seconds, 1.0) if self.seconds else 1.0
             self.advance(int(share * len(self.requests)) - self.completed - self.failed)
             if share == 1.0 or self.status == "cancelling":
                 self.finish()
