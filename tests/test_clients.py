@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "clients"
 APART = Path(sys.prefix) / "clients"
-"""What cannot be installed beside the rest; ``make test`` puts it there."""
+"""What cannot be installed beside the rest; ``make test-slow`` puts it there."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_otari_0_4(url: str, key: str) -> None:
     journey(sys.executable, str(HERE / "otari_journey.py"), url, key)
 
 
-@pytest.mark.skipif(not (APART / "otari-0.3.0").is_dir(), reason="make test has not installed otari 0.3.0")
+@pytest.mark.skipif(not (APART / "otari-0.3.0").is_dir(), reason="make test-slow installs otari 0.3.0")
 def test_otari_0_3(url: str, key: str) -> None:
     """The otari package 0.3.0, which calls ``/v1``."""
     journey(sys.executable, str(HERE / "otari_journey.py"), url, key, PYTHONPATH=str(APART / "otari-0.3.0"))

@@ -49,7 +49,7 @@ class SimulatedBatch:
         self.times["expires_at"] = now + 24 * 3600
 
     def look(self) -> None:
-        """Let happen what has happened by now: validation ends with the first look, the rest takes seconds."""
+        """Let happen what has happened by now: validation ends with the first look, the rest takes time."""
         if self.running_since is None:
             self.running_since = time.monotonic()
         if self.status == "validating":
