@@ -43,6 +43,7 @@ def test_the_demo_shows_a_batch_from_end_to_end(tmp_path: Path) -> None:
     assert re.search(r"300 requests are batch batch_\w+", shown)
     assert "Results: 150 negative, 144 positive" in shown
     assert "Failures: 6" in shown
+    assert "messages[1].content must not be empty" in shown
     assert re.search(r"results .* openai .* gpt-4o-mini", shown)
     assert not list((tmp_path / "tour").iterdir())
 

@@ -93,12 +93,10 @@ def test_an_empty_json_body_on_get_is_no_error(ada: FlaskClient) -> None:
         assert ada.get(f"/v1/batches{path}", content_type="application/json").status_code == 200
 
 
-@pytest.mark.parametrize("finish", ["expire", "cancel"])
-def test_unfinished_results_are_a_conflict(ada: FlaskClient, llm_provider: Simulator, finish: str) -> None:
+def test_unfinished_results_are_a_conflict(ada: FlaskClient, llm_provider: Simulator) -> None:
     """Results that are not there are a 409 in the words that clients rely on."""
     batch_id = create_batch(ada)
-    expected = ["in_progress", "expired" if finish == "expire" else "cancelled"]
-    for status in expected:
+    for status in ("in_progress", "cancelling"):
         answer = ada.get(f"/v1/batches/{batch_id}/results?provider=openai")
         assert answer.status_code == 409
         assert answer.get_json()["detail"] == (
@@ -109,8 +107,57 @@ def test_unfinished_results_are_a_conflict(ada: FlaskClient, llm_provider: Simul
         assert answer.get_json()["error"]["code"] == "batch_not_complete"
         assert answer.headers["Retry-After"]
         assert answer.headers["X-Should-Retry"] == "false"
-        getattr(llm_provider.batches[0], finish)()
-        llm_provider.batches[0].finish() if finish == "cancel" else None
+        llm_provider.batches[0].cancel()
+
+
+@pytest.mark.parametrize(("end", "code"), [("expire", "batch_expired"), ("cancel", "batch_cancelled")])
+def test_partial_results_are_given(ada: FlaskClient, llm_provider: Simulator, end: str, code: str) -> None:
+    """An expired or cancelled batch has what was finished before, and error rows for the rest."""
+    batch_id = create_batch(ada, 5)
+    ada.get(f"/v1/batches/{batch_id}")
+    simulated = llm_provider.batches[0]
+    if end == "expire":
+        simulated.expire(after=3)
+    else:
+        simulated.advance(3)
+        simulated.cancel()
+        simulated.finish()
+    answer = ada.get(f"/v1/batches/{batch_id}/results")
+    assert answer.status_code == 200
+    rows = answer.get_json()["results"]
+    assert sorted(row["custom_id"] for row in rows) == [f"r{number}" for number in range(5)]
+    assert len([row for row in rows if row["result"]]) == 3
+    assert [row["error"]["code"] for row in rows if row["error"]] == [code] * 2
+
+
+@pytest.mark.parametrize("all_fail", [False, True])
+def test_failed_requests_are_rows(ada: FlaskClient, llm_provider: Simulator, all_fail: bool) -> None:
+    """Regression: any-llm leaves the error file out, so failed requests vanished from the results."""
+    error = {
+        "message": "messages must not be empty",
+        "code": "invalid_value",
+        "type": "invalid_request_error",
+    }
+    good = llm_provider.respond
+    llm_provider.respond = lambda line: (
+        (400, {"error": error}) if all_fail or line["custom_id"] == "r1" else good(line)
+    )
+    batch_id = create_batch(ada, 3)
+    llm_provider.batches[0].finish()
+    rows = {row["custom_id"]: row for row in ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]}
+    assert rows["r1"]["result"] is None
+    assert rows["r1"]["error"] == {"code": "invalid_value", "message": "messages must not be empty"}
+    assert sorted(rows) == ["r0", "r1", "r2"]
+    assert bool(rows["r0"]["result"]) is not all_fail
+
+
+def test_rows_of_other_endpoints_are_intact(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Regression: a row that is no chat completion ended the whole set of results."""
+    body = [{"custom_id": "e", "body": {"input": "hello"}}]
+    batch_id = create_batch(ada, requests=body, endpoint="/v1/embeddings")
+    llm_provider.batches[0].finish()
+    (row,) = ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]
+    assert row["result"]["data"][0]["embedding"] == [0.25, -0.5, 1.0]
 
 
 def test_results_of_a_failed_batch_say_why(ada: FlaskClient, llm_provider: Simulator) -> None:

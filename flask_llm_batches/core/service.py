@@ -174,6 +174,8 @@ class Service:
     ) -> Sequence[Row]:
         """Fetch the results of a batch, and account for them the first time.
 
+        A batch that expired or was cancelled has those of what was finished before.
+
         Raises:
             BatchNotComplete: It still runs.
             BatchFailed: It failed before any request ran.
@@ -184,7 +186,7 @@ class Service:
             raise BatchFailed(batch_id, reasons=_reasons(batch))
         if not batch.finished:
             raise BatchNotComplete(batch_id, status=batch.status, provider=name)
-        rows = self._providers.results(name, batch_id)
+        rows = self._providers.results(batch)
         if row is not None and row.accounted_at is None:
             by = requested_by or owner or row.owner
             usage = self._records.account(row, count_tokens(rows), requested_by=by, rows=len(rows))

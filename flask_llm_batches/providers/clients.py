@@ -120,14 +120,15 @@ class Providers:
         except BatchNotFound:
             raise ValidationFailed({"after": ["Not the id of a batch in this list."]}) from None
 
-    def results(self, provider: str, batch_id: str) -> Sequence[Row]:
-        """Fetch the results of a batch.
+    def results(self, batch: Batch) -> Sequence[Row]:
+        """Fetch the results of a batch that has ended.
 
         Raises:
-            BatchNotComplete: There are none.
+            BatchNotComplete: any-llm gives none of a batch of this status.
         """
+        provider, batch_id = batch.provider, batch.id
         try:
-            return self._apart(self._find(provider), lambda adapter: adapter.results(batch_id))
+            return self._apart(self._find(provider), lambda adapter: adapter.results(batch))
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             if type(error).__name__ == "BatchNotCompleteError":
                 status = str(getattr(error, "batch_status", "unknown"))

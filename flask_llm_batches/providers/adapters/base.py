@@ -80,13 +80,13 @@ class Adapter:
         batches = [self._batch(batch) for batch in await self.llm.alist_batches(after=after, limit=limit)]
         return Page(batches, has_more=len(batches) >= limit)
 
-    async def results(self, batch_id: str) -> Sequence[Row]:
+    async def results(self, batch: Batch) -> Sequence[Row]:
         """Fetch all results.
 
         Raises:
-            any_llm.BatchNotCompleteError: There are none yet, or none at all.
+            any_llm.BatchNotCompleteError: any-llm gives none of a batch of this status.
         """
-        answer = await self.llm.aretrieve_batch_results(batch_id)
+        answer = await self.llm.aretrieve_batch_results(batch.id)
         return [
             {
                 "custom_id": item.custom_id,

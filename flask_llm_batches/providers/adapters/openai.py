@@ -1,24 +1,40 @@
-"""OpenAI: an upload from the open file, lists that say whether there is more, and quick status calls."""
+"""OpenAI: an upload from the open file, quick status calls, and every row of the results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from flask_llm_batches.batch import Batch
-from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission
+from flask_llm_batches.providers.adapters.base import Adapter, Page, Row, Submission
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai._legacy_response import LegacyAPIResponse
 
 
-class OpenAIAdapter(Adapter):
-    """OpenAI, through the SDK's client where any-llm would read the whole file or lose ``has_more``.
+class _Response(msgspec.Struct):
+    status_code: int | None = None
+    body: Any = None
 
-    Status calls take the answer as it came: the SDK's models cost a fifth of such a call.
+
+class _Line(msgspec.Struct):
+    """A line of an output or error file."""
+
+    custom_id: str
+    response: _Response | None = None
+    error: dict[str, Any] | None = None
+
+
+class OpenAIAdapter(Adapter):
+    """OpenAI, through the SDK's client where any-llm loses something.
+
+    It would read the whole input file, drop ``has_more`` of lists, leave the error file out of the results,
+    and give nothing of a batch that expired or was cancelled. Status calls take the answer as it came: the
+    SDK's models cost a fifth of such a call.
     """
 
     streams_upload: ClassVar[bool] = True
@@ -55,6 +71,25 @@ class OpenAIAdapter(Adapter):
         parameters: dict[str, Any] = {"limit": limit} | ({"after": after} if after else {})
         page = await self._client.batches.list(**parameters)
         return Page([self._batch(batch) for batch in page.data], has_more=bool(page.has_more))
+
+    async def results(self, batch: Batch) -> Sequence[Row]:
+        rows: list[Row] = []
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = await self._client.files.content(file_id)
+            rows.extend(self._row(line) for line in content.content.split(b"\n") if line.strip())
+        return rows
+
+    def _row(self, line: bytes) -> Row:
+        entry = msgspec.json.decode(line, type=_Line)
+        response = entry.response or _Response()
+        if response.status_code == 200 and entry.error is None:
+            return {"custom_id": entry.custom_id, "result": response.body, "error": None}
+        inner = response.body.get("error") if isinstance(response.body, dict) else None
+        error = entry.error or (inner if isinstance(inner, dict) else {})
+        code = error.get("code") or error.get("type") or response.status_code or "unknown"
+        message = error.get("message") or "The provider gave no reason"
+        described = {"code": str(code), "message": self.redact(str(message))}
+        return {"custom_id": entry.custom_id, "result": None, "error": described}
 
     def _parsed(self, answer: LegacyAPIResponse[Any]) -> Batch:
         return self._read(msgspec.json.decode(answer.content))
