@@ -187,6 +187,12 @@ def _provider(key: str, name: str, entry: object) -> ProviderSettings:
     client_args = entry.get("client_args") or {}
     if not isinstance(client_args, Mapping) or not all(isinstance(name, str) for name in client_args):
         raise _wrong_secret(f"{key}['client_args']", "a dict of keyword arguments", client_args)
+    for ours in ("api_key", "api_base", "max_retries", "unified_exceptions"):
+        if ours in client_args:
+            raise ConfigurationError(
+                f"{key}['client_args'] must not have {ours!r}: the key and the address have options of their "
+                "own, and a call is never repeated, as a repeated create makes two batches"
+            )
     return ProviderSettings(
         name=name,
         kind=str(entry.get("provider") or name).strip().lower(),

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from flask_llm_batches.testing import Simulator
-from tests.hosts import KEYS
+from tests.hosts import KEYS, create_host
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def serve(simulator: Simulator, folder: Path, module: str, *options: str) -> Ite
     port = free_port()
     spool, log_file = folder / "spool", folder / "server.log"
     spool.mkdir(exist_ok=True)
+    create_host(database=folder / "host.sqlite3")  # the tables, once: workers that start together would race
     environment = {
         **os.environ,
         "HOST_DATABASE": str(folder / "host.sqlite3"),

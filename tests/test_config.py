@@ -42,6 +42,7 @@ from flask_llm_batches.config import Settings
         ("PROVIDERS", {"openai": {"api_key": 3}}, "['api_key'] must be a string"),
         ("PROVIDERS", {"openai": {"api_key": ""}}, "not an empty string"),
         ("PROVIDERS", {"openai": {"client_args": "sk-secret"}}, "a dict of keyword arguments"),
+        ("PROVIDERS", {"openai": {"client_args": {"max_retries": 3}}}, "a repeated create makes two batches"),
         ("PROVIDERS", {"a:b": {}}, "letters, digits"),
         ("PROVIDERS", {"openai": {}, "OpenAI": {}}, "twice"),
         ("PROVIDERS", {"opanai": {}}, "any-llm has no provider 'opanai'"),

@@ -136,7 +136,13 @@ def test_every_failure_has_its_answer(
 
 @pytest.mark.parametrize(
     ("fault", "state"),
-    [("upload", "failed"), ("refused", "failed"), ("dropped", "unknown"), ("500", "unknown")],
+    [
+        ("upload", "failed"),
+        ("refused", "failed"),
+        ("401", "failed"),
+        ("dropped", "unknown"),
+        ("500", "unknown"),
+    ],
 )
 def test_a_failed_create_is_recorded(
     failing: Flask, llm_provider: Simulator, tmp_path: Path, fault: str, state: str
@@ -147,7 +153,7 @@ def test_a_failed_create_is_recorded(
     elif fault == "dropped":
         llm_provider.drop_next(on="POST /batches")
     else:
-        llm_provider.fail_next(400 if fault == "refused" else 500, on="POST /batches")
+        llm_provider.fail_next({"refused": 400, "401": 401}.get(fault, 500), on="POST /batches")
     call(failing, "create", "")
     with sqlite3.connect(tmp_path / "host.sqlite3") as database:
         assert database.execute("SELECT state, batch_id, owner FROM llm_batches_batch").fetchall() == [

@@ -26,7 +26,7 @@ from flask_llm_batches.errors import (
 )
 from flask_llm_batches.providers.adapters import Adapter, Page, Row, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge
-from flask_llm_batches.providers.failures import Redactor, as_ours
+from flask_llm_batches.providers.failures import Redactor, as_ours, status_of
 
 if TYPE_CHECKING:
     from any_llm import AnyLLM
@@ -91,10 +91,10 @@ class Providers:
             return self._apart(found, submit)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             ours = as_ours(error, provider=provider, call="create", redact=self._redact)
+            ours.should_retry = not isinstance(ours, (ProviderFailed, ProviderTimeout))
             # An answer below 500 is a refusal; without one, or after a 5xx, there may be a batch.
-            failed = isinstance(ours, (ProviderFailed, ProviderTimeout))
-            ours.should_retry = not failed
-            raise SubmitFailed(ours, maybe_created=creating and failed) from None
+            status = status_of(error)
+            raise SubmitFailed(ours, maybe_created=creating and (status is None or status >= 500)) from None
 
     def retrieve(self, provider: str, batch_id: str) -> Batch:
         """Ask after a batch; simultaneous questions after the same one are asked once."""

@@ -101,7 +101,7 @@ def as_ours(
     if isinstance(error, LLMBatchesError):
         return error
     original = getattr(error, "original_exception", None) or error
-    status = _status(original) or _STATUS_OF.get(type(error).__name__)
+    status = status_of(error)
     text = redact(_text(original))[:_LONGEST_TEXT]
     logger.warning(
         "%s at provider %r failed: %s %s: %s", call, provider, status, type(original).__name__, text
@@ -119,6 +119,12 @@ def as_ours(
             f"Provider '{provider}' has reached its rate limit", retry_after=_retry_after(error, original)
         )
     return ProviderFailed("LLM provider error")
+
+
+def status_of(error: Exception) -> int | None:
+    """Give the HTTP status that a provider answered; None if it gave no answer."""
+    original = getattr(error, "original_exception", None) or error
+    return _status(original) or _STATUS_OF.get(type(error).__name__)
 
 
 def _status(error: object) -> int | None:
