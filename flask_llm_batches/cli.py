@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 from flask.cli import AppGroup
@@ -12,8 +13,19 @@ from flask_llm_batches.core.service import current_llm_batches
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.web.openapi import document
 
-cli = AppGroup("llm-batches", help="Batches for large language models.")
-keys = AppGroup("keys", help="Built-in API keys.")
+
+class _Group(AppGroup):
+    """Says our errors as the command line does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, LLMBatchesError) as error:
+            raise click.ClickException(str(error)) from None
+
+
+cli = _Group("llm-batches", help="Batches for large language models.")
+keys = _Group("keys", help="Built-in API keys.")
 cli.add_command(keys)
 
 
@@ -22,10 +34,7 @@ cli.add_command(keys)
 @click.option("--admin", is_flag=True, help="Its bearer sees and touches the batches of all.")
 def create(owner: str, admin: bool) -> None:
     """Make a key; it stands on the last line, for the only time."""
-    try:
-        key = current_llm_batches.keys.create(owner=owner, admin=admin)
-    except (ValueError, LLMBatchesError) as error:
-        raise click.ClickException(str(error)) from None
+    key = current_llm_batches.keys.create(owner=owner, admin=admin)
     click.echo(f"A key for {owner}. It is not shown again:", err=True)
     click.echo(key)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -139,8 +139,24 @@ class ValidationFailed(LLMBatchesError):
     status, code = 422, "validation_error"
 
     def __init__(self, messages: Mapping[Any, Any]) -> None:
-        super().__init__("The request has invalid fields.")
+        found = [f"{'.'.join(map(str, path)) or 'body'}: {text}" for path, text in flatten(messages)]
+        super().__init__("; ".join(found[:5]))
         self.messages = messages
+
+
+def flatten(messages: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Give each of marshmallow's messages with the way to its field: ``(("requests", 3, "body"), "...")``."""
+    if isinstance(messages, Mapping):
+        for key, inner in messages.items():
+            # Neither is a name of the caller's: "_schema" is the whole, and for a dict marshmallow tells
+            # what is wrong with a key from what is wrong with its value.
+            unnamed = key == "_schema" or (
+                key in ("key", "value") and path[:1] == ("metadata",) and len(path) > 1
+            )
+            yield from flatten(inner, path if unnamed else (*path, key))
+        return
+    for text in messages if isinstance(messages, list) else [messages]:
+        yield path, str(text)
 
 
 class InvalidJSON(LLMBatchesError):

@@ -36,6 +36,10 @@ class LLMBatches:
         self._hooks = Hooks()
         self.blueprint = create_blueprint(self._hooks)
         if app is not None:
+            if not hasattr(app, "extensions"):
+                raise TypeError(
+                    "LLMBatches(app): the first argument is the Flask app; a database is LLMBatches(db=db)"
+                )
             self.init_app(app)
 
     def init_app(self, app: Flask, *, register_blueprint: bool = True) -> None:

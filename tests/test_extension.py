@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -19,6 +20,26 @@ def test_initialising_twice_is_an_error(app: Flask) -> None:
     """A second ``init_app`` on one app says what to do."""
     with pytest.raises(RuntimeError, match="call init_app once"):
         LLMBatches().init_app(app)
+
+
+def test_a_database_in_the_apps_place_is_said() -> None:
+    """``LLMBatches(db)`` says how it is meant."""
+    db: Any = SQLAlchemy()
+    with pytest.raises(TypeError, match=r"LLMBatches\(db=db\)"):
+        LLMBatches(db)
+
+
+def test_an_owner_that_is_none_is_said(app: Flask) -> None:
+    """An id that is no string, which would match nobody's batches, is an error with the way out."""
+    number: Any = 1
+    with app.app_context():
+        for call in (
+            lambda: current_llm_batches.create(owner=number, model="openai:m", requests=requests(1)),
+            lambda: current_llm_batches.list(owner=number),
+            lambda: current_llm_batches.retrieve("b1", owner=number),
+        ):
+            with pytest.raises(ValueError, match=r"str\(user.id\)"):
+                call()
 
 
 def test_an_app_without_the_extension_says_so() -> None:
@@ -132,6 +153,12 @@ def test_missing_tables_are_said(
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "record_unavailable")
     assert not llm_provider.calls
     assert "no such table" in caplog.text
+    assert "flask db upgrade" in caplog.text
+    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+        database.execute("DROP TABLE llm_batches_api_key")
+    run = app.test_cli_runner().invoke(args=["llm-batches", "keys", "list"])
+    assert run.exit_code == 1
+    assert run.stderr.startswith("Error: The record of batches is unavailable")
 
 
 def test_the_hosts_own_code_does_what_the_endpoints_do(app: Flask, llm_provider: Simulator) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,17 +191,18 @@ def test_the_asgi_app(example: Namespace) -> None:
 
 def test_the_test(example: Namespace, llm_provider: Simulator) -> None:
     """The test of the example passes."""
-    run(block("def test_batches"), example)
+    run(block("def test_batches").replace("from app import create_app", ""), example)
     example["test_batches"](llm_provider)
 
 
 @pytest.mark.slow
 def test_the_simulator_runs_by_itself() -> None:
     """``python -m flask_llm_batches.testing`` prints its address and answers there."""
-    assert "python -m flask_llm_batches.testing --seconds 10" in README
-    command = [sys.executable, "-m", "flask_llm_batches.testing", "--seconds", "10"]
+    port = free_port()
+    (line,) = re.findall(r"`python (-m flask_llm_batches.testing [^`]+)`", README)
+    command = [sys.executable, *line.replace("8999", str(port)).split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", process.stdout.readline().strip())
-        time.sleep(0.1)
+        assert process.stdout.readline() == f"http://127.0.0.1:{port}/v1\n"
+        assert process.stdout.readline().startswith('LLM_BATCHES_PROVIDERS = {"openai": {"api_key": ')
         process.terminate()

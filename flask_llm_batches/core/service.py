@@ -26,6 +26,7 @@ from flask_llm_batches.errors import (
     RecordUnavailable,
     ValidationFailed,
 )
+from flask_llm_batches.principal import Principal
 from flask_llm_batches.providers.adapters import Page, Row, Submission
 from flask_llm_batches.providers.clients import Providers, SubmitFailed
 from flask_llm_batches.signals import batch_finished, batch_submitted, usage_recorded
@@ -44,7 +45,8 @@ class Service:
     """Batches, for whoever has established who is asking; ``current_llm_batches`` is the app's.
 
     Every call names the ``owner`` in whose name it is made; ``None`` stands for an admin, who sees the
-    batches of all. Every call raises ``LLMBatchesError``s and nothing else, and needs an app context.
+    batches of all. Every call raises ``LLMBatchesError``s, or a ``ValueError`` for an ``owner`` that is no
+    owner's name, and nothing else, and needs an app context.
 
     Attributes:
         settings: The app's ``LLM_BATCHES_*``.
@@ -79,6 +81,7 @@ class Service:
             endpoint: What every request is for.
             requested_by: Who asks, for the usage; the owner unless given.
         """
+        Principal(owner)  # says what an owner must be
         provider, model = _split_model(model)
         provider = self._providers.name_of(provider)
         by = requested_by or owner
@@ -146,9 +149,11 @@ class Service:
             limit: How many.
         """
         name = None if provider is None else self._providers.name_of(provider)
+        if owner is not None:
+            Principal(owner)
         if owner is None:
             if name is None:
-                raise ValidationFailed({"provider": [REQUIRED]})
+                raise ValidationFailed({"provider": [f"{REQUIRED} An admin lists what a provider has."]})
             page = self._providers.list(name, after=after, limit=limit)
             return Page([self._seen(None, batch) for batch in page.batches], page.has_more)
         last = None
@@ -200,6 +205,8 @@ class Service:
         What is not there and what is not theirs are the same to a caller, in every case.
         """
         name = None if provider is None else self._providers.name_of(provider)
+        if owner is not None:
+            Principal(owner)
         if not _BATCH_ID.fullmatch(batch_id):
             raise BatchNotFound(f"Batch '{batch_id}' not found")
         known = self._records.find(batch_id)
@@ -207,7 +214,9 @@ class Service:
         if len(theirs) == 1:
             return theirs[0].provider, theirs[0]
         if name is None:
-            raise ValidationFailed({"provider": [REQUIRED]})
+            raise ValidationFailed(
+                {"provider": [f"{REQUIRED} It may be left out for a batch of yours only."]}
+            )
         if not known and (owner is None or self.settings.untracked == "allow"):
             return name, None
         raise BatchNotFound(f"Batch '{batch_id}' not found")
@@ -236,7 +245,10 @@ def _split_model(model: str) -> tuple[str, str]:
     # The first of the two decides: "openai:org/model", and "openai/ft:model" as older clients write it.
     parts = re.split("[:/]", model, maxsplit=1)
     if len(parts) == 1 or not all(part.strip() for part in parts):
-        raise InvalidModel(f"Invalid model '{model}': it must be 'provider:model'", param="model")
+        raise InvalidModel(
+            f"Invalid model '{model}': it must be 'provider:model', such as 'openai:gpt-4o-mini'",
+            param="model",
+        )
     return parts[0], parts[1]
 
 

@@ -21,7 +21,7 @@ from flask_llm_batches.errors import ValidationFailed
 MAX_ERRORS = 50
 """So many wrong requests are named; of the rest, how many there are."""
 
-REQUIRED = "Missing data for required field."
+REQUIRED = "Missing data for required field."  # as marshmallow says it
 
 
 @dataclass(frozen=True, slots=True)

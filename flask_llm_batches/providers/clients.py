@@ -197,7 +197,7 @@ class Providers:
         configured = self._settings.providers
         if configured is not None and wanted not in configured:
             raise UnknownProvider(
-                f"Unknown provider '{name}'. Known are: "
+                f"Unknown provider '{name}': this server has "
                 + ", ".join(sorted(entry.name for entry in configured.values())),
                 param="provider",
             )

@@ -103,9 +103,8 @@ def as_ours(
     original = getattr(error, "original_exception", None) or error
     status = status_of(error)
     text = redact(_text(original))[:_LONGEST_TEXT]
-    logger.warning(
-        "%s at provider %r failed: %s %s: %s", call, provider, status, type(original).__name__, text
-    )
+    kind = f"{status} {type(original).__name__}" if status else type(original).__name__
+    logger.warning("%s at provider %r failed: %s: %s", call, provider, kind, text)
     if isinstance(error, TimeoutError) or "Timeout" in type(original).__name__:
         return ProviderTimeout(f"Provider '{provider}' did not answer in time")
     if isinstance(error, ImportError) or type(error).__name__ == "MissingApiKeyError":

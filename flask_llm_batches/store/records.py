@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,11 @@ _FIND_API_KEY = _API_KEY.where(ApiKeyRow.key_hash == bindparam("key_hash"))
 _FIND = _RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
 
 
+# SQLite's, PostgreSQL's and MariaDB's words.
+_MISSING_TABLE = re.compile(r"no such table|relation .* does not exist|Table .* doesn't exist")
+_HOW_TO_MAKE_TABLES = "; make the tables with flask db migrate and flask db upgrade, or with db.create_all()"
+
+
 class Records:
     """The record of one app.
 
@@ -86,7 +92,9 @@ class Records:
         except SQLAlchemyError as error:
             # The statement and its parameters stay out of the log: they hold what callers sent.
             reason = getattr(error, "orig", None) or error
-            logger.error("the record of batches is unavailable: %s: %s", type(reason).__name__, reason)  # noqa: TRY400
+            hint = "" if _MISSING_TABLE.search(str(reason)) is None else _HOW_TO_MAKE_TABLES
+            why = f"{type(reason).__name__}: {reason}{hint}"
+            logger.error("the record of batches is unavailable: %s", why)  # noqa: TRY400
             raise RecordUnavailable("The record of batches is unavailable. Try again later.") from None
 
     def begin(

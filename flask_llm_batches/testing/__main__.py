@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import threading
 
 from flask_llm_batches.testing import Simulator
@@ -18,7 +19,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with Simulator(port=options.port, seconds=options.seconds) as simulator:
-        print(simulator.base_url, flush=True)
+        print(simulator.base_url)
+        print(f"LLM_BATCHES_PROVIDERS = {json.dumps({'openai': simulator.settings})}", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +10,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from flask_llm_batches.batch import STATUSES
 from flask_llm_batches.core.service import DEFAULT_ENDPOINT
-from flask_llm_batches.errors import InvalidJSON, LLMBatchesError, ValidationFailed
+from flask_llm_batches.core.spool import REQUIRED
+from flask_llm_batches.errors import InvalidJSON, LLMBatchesError, ValidationFailed, flatten
 from flask_llm_batches.principal import MAX_OWNER_LENGTH
 
 MAX_METADATA = 15  # the providers take 16 pairs, and one is ours
@@ -255,10 +256,14 @@ def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
     detail: Any = str(error)
     message, param = str(error), error.param
     if isinstance(error, ValidationFailed):
-        detail = list(_details(error.messages, (location,)))
-        message = "; ".join(
-            f"{'.'.join(map(str, item['loc'][1:])) or location}: {item['msg']}" for item in detail[:5]
-        )
+        detail = [
+            {
+                "type": "missing" if text.startswith(REQUIRED) else "value_error",
+                "loc": [location, *path],
+                "msg": text,
+            }
+            for path, text in flatten(error.messages)
+        ]
         param = next((str(item["loc"][1]) for item in detail if len(item["loc"]) > 1), None)
     elif isinstance(error, InvalidJSON):
         detail = [{"type": "json_invalid", "loc": [location], "msg": message}]
@@ -266,18 +271,3 @@ def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
     described = {"message": message, "type": kind, "code": error.code, "param": param}
     dumped: dict[str, Any] = _ERROR.dump({"detail": detail, "error": described, **error.extra})
     return dumped
-
-
-def _details(messages: Any, loc: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
-    if isinstance(messages, Mapping):
-        for key, inner in messages.items():
-            # Neither is a name of the caller's: "_schema" is the whole, and for a dict marshmallow tells
-            # what is wrong with a key from what is wrong with its value.
-            unnamed = key == "_schema" or (
-                key in ("key", "value") and loc[1:2] == ("metadata",) and len(loc) > 2
-            )
-            yield from _details(inner, loc if unnamed else (*loc, key))
-        return
-    for message in messages if isinstance(messages, list) else [messages]:
-        kind = "missing" if message == fields.Field.default_error_messages["required"] else "value_error"
-        yield {"type": kind, "loc": list(loc), "msg": str(message)}
