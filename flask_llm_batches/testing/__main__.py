@@ -20,7 +20,7 @@ def main() -> None:
     options = parser.parse_args()
     with Simulator(port=options.port, seconds=options.seconds) as simulator:
         print(simulator.base_url)
-        print(f"LLM_BATCHES_PROVIDERS = {json.dumps({'openai': simulator.settings})}", flush=True)
+        print(f"LLM_BATCHES_PROVIDERS = {json.dumps(simulator.providers)}", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

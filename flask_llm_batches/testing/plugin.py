@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def llm_provider() -> Iterator[Simulator]:
-    """A provider on loopback: ``LLM_BATCHES_PROVIDERS = {"openai": llm_provider.settings}``."""
+    """A provider on loopback: ``LLM_BATCHES_PROVIDERS = llm_provider.providers``."""
     from flask_llm_batches.testing import Simulator
 
     with Simulator() as simulator:

@@ -1,4 +1,4 @@
-"""A provider on loopback that speaks OpenAI's files and batches.
+"""A provider on loopback that speaks the batches of OpenAI, Anthropic and Mistral.
 
 Real SDKs talk to it over real sockets. It has a clock to wind, a way to break, a way to answer, and it
 remembers every call it got.
@@ -7,21 +7,26 @@ remembers every call it got.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Self
 
 from flask import Flask
+from flask import Request as FlaskRequest
 from werkzeug.wrappers import Request, Response
 
+from flask_llm_batches.testing.simulator import anthropic, mistral, openai
 from flask_llm_batches.testing.simulator.batches import Respond, SimulatedBatch, echo
-from flask_llm_batches.testing.simulator.openai import create_blueprint, error_response
+from flask_llm_batches.testing.simulator.protocol import WireProtocol, no_such
 from flask_llm_batches.testing.simulator.server import Server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["Call", "SimulatedBatch", "Simulator"]
+
+PROTOCOLS = (openai.PROTOCOL, anthropic.PROTOCOL, mistral.PROTOCOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,20 @@ class Call:
 
     Attributes:
         method: Its method.
-        path: Its path below the base URL: ``/batches/batch_1``.
+        path: Its path below the provider's base URL and version: ``/batches/batch_1``, ``/batch/jobs/ID``.
         headers: Its headers.
+        provider: Whose protocol it spoke: ``openai``, ``anthropic`` or ``mistral``.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(repr=False)
+    provider: str = "openai"
+
+
+class _Upload(FlaskRequest):
+    def _get_file_stream(self, *_: object, **__: object) -> IO[bytes]:
+        return BytesIO()  # werkzeug's temporary files stay open when their caller is gone
 
 
 @dataclass(slots=True)
@@ -44,15 +56,15 @@ class _Fault:
     """What goes wrong with the next call whose method and path begin with ``on``."""
 
     on: str
-    act: Callable[[WSGIEnvironment], Response | None]
+    act: Callable[[WireProtocol, WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 class Simulator:
-    """A provider. Use it as a context manager, or call ``start`` and ``stop``.
+    """A provider, or rather three. Use it as a context manager, or call ``start`` and ``stop``.
 
     Args:
-        respond: Answers a request: gets the line of the input file, gives the body of the response, or a
-            status and a body. Echoes the last message unless given.
+        respond: Answers a request: gets its ``custom_id``, ``method``, ``url`` and ``body``, gives the body
+            of the response, or a status and a body. Echoes the last message unless given.
         seconds: A batch is finished so many seconds after it was first asked after; None leaves the clock to
             you: ``simulator.batches[0].finish()``.
         port: Where to listen on 127.0.0.1; 0 takes a free one.
@@ -60,8 +72,9 @@ class Simulator:
     Attributes:
         api_key: The one key it accepts.
         calls: Every call it got, oldest first.
+        hang_ups: The calls whose caller hung up before the whole answer was sent.
         respond: As above; may be replaced at any time.
-        next_batch_id: The id of the next batch, for ids of another shape than OpenAI's.
+        next_batch_id: The id of the next batch, for ids of another shape than the provider's.
     """
 
     api_key = "sk-simulated-4f1d2c3b5a69788"
@@ -70,31 +83,41 @@ class Simulator:
         self.respond = respond
         self.seconds = seconds
         self.calls: list[Call] = []
+        self.hang_ups: list[Call] = []
         self.next_batch_id: str | None = None
-        self.files: dict[str, dict[str, Any]] = {}
-        self.contents: dict[str, bytes] = {}
         self.lock = threading.RLock()
-        self._batches: dict[str, SimulatedBatch] = {}
+        self._batches: dict[tuple[str, str], SimulatedBatch] = {}
         self._faults: list[_Fault] = []
         self._stopping = threading.Event()
         app = Flask(__name__)
-        app.register_blueprint(create_blueprint(self), url_prefix="/v1")
+        app.request_class = _Upload
+        for protocol in PROTOCOLS:
+            app.register_blueprint(protocol.create_blueprint(self), url_prefix=protocol.prefix)
         self._app = app.wsgi_app
         self._server = Server(port, self._serve)
 
     @property
     def base_url(self) -> str:
-        """Where an SDK finds it: ``http://127.0.0.1:PORT/v1``."""
-        return f"http://127.0.0.1:{self._server.port}/v1"
+        """Where OpenAI's SDK finds it: ``http://127.0.0.1:PORT/v1``."""
+        return self.settings["api_base"]
 
     @property
     def settings(self) -> dict[str, str]:
-        """Its entry for ``LLM_BATCHES_PROVIDERS``: ``{"openai": simulator.settings}``."""
-        return {"api_key": self.api_key, "api_base": self.base_url}
+        """OpenAI's entry for ``LLM_BATCHES_PROVIDERS``: ``{"openai": simulator.settings}``."""
+        return self.providers["openai"]
+
+    @property
+    def providers(self) -> dict[str, dict[str, str]]:
+        """``LLM_BATCHES_PROVIDERS`` with all of them: ``{"openai": {"api_key", "api_base"}, ...}``."""
+        root = f"http://127.0.0.1:{self._server.port}"
+        return {
+            protocol.name: {"api_key": self.api_key, "api_base": root + protocol.base}
+            for protocol in PROTOCOLS
+        }
 
     @property
     def batches(self) -> list[SimulatedBatch]:
-        """Every batch, oldest first."""
+        """Every batch of every protocol, oldest first."""
         return list(self._batches.values())
 
     def start(self) -> Self:
@@ -124,6 +147,7 @@ class Simulator:
         message: str = "The server had an error while processing your request",
         headers: Mapping[str, str] | None = None,
         body: str | None = None,
+        done: bool = False,
     ) -> None:
         """Have the next call answered with an error.
 
@@ -132,53 +156,112 @@ class Simulator:
             on: Only a call whose method and path begin so: ``"POST /batches"``.
             message: What the provider says.
             headers: Further headers, such as ``Retry-After``.
-            body: The whole body, instead of OpenAI's JSON with the message.
+            body: The whole body, instead of the provider's JSON with the message.
+            done: The call is done all the same.
         """
 
-        def act(_environ: WSGIEnvironment) -> Response:
-            response = error_response(status, message, code=None) if body is None else Response(body, status)
-            response.headers.update(headers or {})
-            return response
+        def act(protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            error = protocol.error_response(status, message) if body is None else Response(body, status)
+            error.headers.update(headers or {})
+            if done:
+                Response.from_app(self._app, environ)
+            return error(environ, start)
 
         self._faults.append(_Fault(on, act))
 
-    def drop_next(self, *, on: str = "") -> None:
-        """Have the connection of the next call dropped without an answer."""
+    def drop_next(self, *, on: str = "", after: int | None = None) -> None:
+        """Have the connection of the next call dropped.
 
-        def act(environ: WSGIEnvironment) -> Response:
-            self._server.drop(environ)
-            raise ConnectionAbortedError
+        Args:
+            on: As in ``fail_next``.
+            after: The call is done, and so many bytes of the answer's body are sent. Without it nothing
+                is done or sent.
+        """
+
+        def act(_protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            def drop() -> None:
+                self._server.drop(environ)
+                raise ConnectionAbortedError
+
+            if after is None:
+                drop()
+            return _interrupted(self._app(environ, start), after or 0, drop)
 
         self._faults.append(_Fault(on, act))
 
-    def delay_next(self, seconds: float, *, on: str = "") -> None:
-        """Have the next call answered so much later."""
+    def delay_next(self, seconds: float, *, on: str = "", after: int | None = None) -> None:
+        """Have the next call answered so much later.
 
-        def act(_environ: WSGIEnvironment) -> None:
-            self._stopping.wait(seconds)
+        Args:
+            seconds: How long nothing is heard.
+            on: As in ``fail_next``.
+            after: The call is done, and so many bytes of the answer's body are sent first: a download that
+                stalls. Without it nothing is done or sent before.
+        """
+
+        def act(_protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            if after is None:
+                self._stopping.wait(seconds)
+                return self._app(environ, start)
+            return _interrupted(
+                self._app(environ, start), after, lambda: self._server.pause(environ, seconds)
+            )
 
         self._faults.append(_Fault(on, act))
 
     def add(self, batch: SimulatedBatch) -> None:
-        """Take a batch in; its output files can be downloaded from then on."""
+        """Take a batch in."""
         with self.lock:
-            self._batches[batch.id] = batch
+            self._batches[batch.protocol, batch.id] = batch
 
-    def find(self, batch_id: str) -> SimulatedBatch | None:
-        """Give a batch as it is now."""
+    def new_id(self, id_: str) -> str:
+        """Give the id of a new batch: this one, unless ``next_batch_id`` is set."""
         with self.lock:
-            batch = self._batches.get(batch_id)
-            if batch is not None:
-                batch.look()
+            id_, self.next_batch_id = self.next_batch_id or id_, None
+            return id_
+
+    def find(self, protocol: str, batch_id: str) -> SimulatedBatch:
+        """Give a protocol's batch as it is now."""
+        with self.lock:
+            batch = self._batches.get((protocol, batch_id))
+            if batch is None:
+                raise no_such("Batch", batch_id)
+            batch.look()
             return batch
+
+    def newest_first(self, protocol: str) -> list[str]:
+        """Give the ids of a protocol's batches."""
+        return [batch.id for batch in reversed(self.batches) if batch.protocol == protocol]
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
-        path = request.path.removeprefix("/v1")
-        self.calls.append(Call(request.method, path, dict(request.headers)))
+        protocol = next((p for p in PROTOCOLS if request.path.startswith(f"{p.prefix}/")), openai.PROTOCOL)
+        call = Call(
+            request.method, request.path.removeprefix(protocol.prefix), dict(request.headers), protocol.name
+        )
+        self.calls.append(call)
         with self.lock:
-            found = next((f for f in self._faults if f"{request.method} {path}".startswith(f.on)), None)
+            found = next((f for f in self._faults if f"{call.method} {call.path}".startswith(f.on)), None)
             if found is not None:
                 self._faults.remove(found)
-        response = found.act(environ) if found is not None else None
-        return self._app(environ, start_response) if response is None else response(environ, start_response)
+        if found is None:
+            body = self._app(environ, start_response)
+        else:
+            body = found.act(protocol, environ, start_response)
+        return self._watched(call, body)
+
+    def _watched(self, call: Call, body: Iterable[bytes]) -> Iterator[bytes]:
+        try:
+            yield from body
+        except (GeneratorExit, ConnectionResetError):
+            if not self._stopping.is_set():
+                self.hang_ups.append(call)
+            raise
+
+
+def _interrupted(body: Iterable[bytes], after: int, interrupt: Callable[[], None]) -> Iterator[bytes]:
+    yield b""  # the headers go out with it
+    data = b"".join(body)
+    yield data[:after]
+    interrupt()
+    yield data[after:]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
+Answer = dict[str, Any] | tuple[int, dict[str, Any]]
+"""The body of a response, or a status and a body."""
 
-Respond = Callable[[Mapping[str, Any]], dict[str, Any] | tuple[int, dict[str, Any]]]
-"""Gets a line of the input file; gives the body of the response, or a status and a body."""
+Respond = Callable[[Mapping[str, Any]], Answer]
+"""Gets a line: ``custom_id``, ``method``, ``url``, ``body``."""
+
+Outcome = Literal["succeeded", "errored", "expired", "cancelled"]
 
 FINAL = ("completed", "failed", "expired", "cancelled")
 
@@ -20,26 +24,28 @@ class SimulatedBatch:
     """A batch at the simulated provider.
 
     Attributes:
+        protocol: Whose it is: ``openai``, ``anthropic`` or ``mistral``.
         id: Its id.
-        requests: The lines of its input file, parsed.
-        status: OpenAI's.
+        asked: What it was created with.
+        requests: The lines of its input file, parsed: ``custom_id``, ``method``, ``url``, ``body``.
+        status: OpenAI's word for it, whatever the protocol calls it.
         metadata: What came with it.
         errors: What was wrong with its input file; it is ``failed`` then, from the first look at it.
+        write_row: Makes a line of its output.
     """
 
+    protocol: str
     id: str
-    endpoint: str
-    completion_window: str
-    input_file_id: str
+    asked: dict[str, Any]
     requests: list[dict[str, Any]]
     metadata: dict[str, str] | None
     errors: list[dict[str, Any]]
+    write_row: Callable[[str, Outcome, int, object], bytes]
     respond: Respond
     seconds: float | None
     status: str = "validating"
     times: dict[str, int] = field(default_factory=dict)
-    completed: int = 0
-    failed: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
     output: list[bytes] = field(default_factory=list, repr=False)
     error_output: list[bytes] = field(default_factory=list, repr=False)
     running_since: float | None = None
@@ -47,6 +53,16 @@ class SimulatedBatch:
     def __post_init__(self) -> None:
         self.times["created_at"] = now = int(time.time())
         self.times["expires_at"] = now + 24 * 3600
+
+    @property
+    def completed(self) -> int:
+        """How many of its requests have succeeded."""
+        return self.outcomes["succeeded"]
+
+    @property
+    def failed(self) -> int:
+        """How many of its requests have ended in another way."""
+        return self.outcomes.total() - self.completed
 
     def look(self) -> None:
         """Let happen what has happened by now: validation ends with the first look, the rest takes time."""
@@ -57,29 +73,22 @@ class SimulatedBatch:
         if self.seconds is not None and self.status not in FINAL:
             passed = time.monotonic() - self.running_since
             share = min(passed / self.seconds, 1.0) if self.seconds else 1.0
-            self.advance(int(share * len(self.requests)) - self.completed - self.failed)
+            self.advance(int(share * len(self.requests)) - self.outcomes.total())
             if share == 1.0 or self.status == "cancelling":
                 self.finish()
 
     def advance(self, requests: int = 1) -> None:
         """Have so many more requests answered: the last ones first, as output is in no order."""
-        for _ in range(min(requests, len(self.requests) - self.completed - self.failed)):
-            line = self.requests[-1 - self.completed - self.failed]
+        for _ in range(min(requests, self._left)):
+            line = self.requests[self._left - 1]
             answer = self.respond(line)
             status, body = answer if isinstance(answer, tuple) else (200, answer)
-            response = {"status_code": status, "request_id": f"req_{self.completed}", "body": body}
-            encoded = _row(line["custom_id"], response, None)
-            if status == 200:
-                self.completed += 1
-                self.output.append(encoded)
-            else:
-                self.failed += 1
-                self.error_output.append(encoded)
+            self._settle("succeeded" if status == 200 else "errored", status, body)
 
     def finish(self) -> None:
         """End the batch: ``completed``, or ``cancelled`` with what was answered before."""
         if self.status == "cancelling":
-            self._give_up("batch_cancelled", "This request was cancelled before it was executed.")
+            self._give_up("cancelled")
             self._become("cancelled")
         else:
             self.advance(len(self.requests))
@@ -88,10 +97,8 @@ class SimulatedBatch:
 
     def expire(self, *, after: int = 0) -> None:
         """Run out of time when so many requests were answered."""
-        self.advance(after - self.completed - self.failed)
-        self._give_up(
-            "batch_expired", "This request could not be executed before the completion window expired."
-        )
+        self.advance(after - self.outcomes.total())
+        self._give_up("expired")
         self._become("expired")
 
     def cancel(self) -> None:
@@ -99,31 +106,57 @@ class SimulatedBatch:
         self._become("cancelling")
 
     def fail(self, message: str, *, code: str = "invalid_request", line: int | None = None) -> None:
-        """Refuse the input file, as if validation had found something."""
+        """Refuse the input file, as if validation had found something.
+
+        Anthropic has no failed batches: there the requests that are left end ``errored`` with the message.
+        """
+        if self.protocol == "anthropic":
+            while self._left:
+                self._settle("errored", 400, {"error": {"type": f"{code}_error", "message": message}})
         self.errors.append({"code": code, "message": message, "param": None, "line": line})
         self._become("failed")
+
+    @property
+    def _left(self) -> int:
+        return len(self.requests) - self.outcomes.total()
 
     def _become(self, status: str) -> None:
         self.status = status
         self.times[f"{status}_at"] = int(time.time())
 
-    def _give_up(self, code: str, message: str) -> None:
-        done = self.completed + self.failed
-        for line in self.requests[: len(self.requests) - done]:
-            self.failed += 1
-            self.error_output.append(_row(line["custom_id"], None, {"code": code, "message": message}))
+    def _give_up(self, outcome: Outcome) -> None:
+        while self._left:
+            self._settle(outcome, 0, None)
 
-
-def _row(custom_id: str, response: object, error: object) -> bytes:
-    row = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": error}
-    return msgspec.json.encode(row) + b"\n"
+    def _settle(self, outcome: Outcome, status: int, body: object) -> None:
+        line = self.requests[self._left - 1]
+        row = self.write_row(line["custom_id"], outcome, status, body)
+        (self.output if outcome == "succeeded" else self.error_output).append(row)
+        self.outcomes[outcome] += 1
 
 
 def echo(line: Mapping[str, Any]) -> dict[str, Any]:
     """Answer a request with its own last message, and a token for every four characters."""
     body = line["body"]
-    said = str(body.get("input") or (body.get("messages") or [{}])[-1].get("content") or "")
+    said = _text(body.get("input") or (body.get("messages") or [{}])[-1].get("content") or "")
     tokens = len(said) // 4 + 1
+    if line["url"] == "/v1/messages":
+        return {
+            "id": f"msg_{line['custom_id']}",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "content": [{"type": "text", "text": said}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": tokens,
+                "output_tokens": tokens,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "service_tier": "batch",
+            },
+        }
     if line["url"] == "/v1/embeddings":
         return {
             "object": "list",
@@ -145,3 +178,10 @@ def echo(line: Mapping[str, Any]) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         },
     }
+
+
+def _text(content: Any) -> str:
+    """Give what a message says, of blocks the text."""
+    if isinstance(content, list):
+        return "".join(item.get("text", "") if isinstance(item, dict) else str(item) for item in content)
+    return str(content)

@@ -5,22 +5,39 @@ Shapes, limits and messages after OpenAI's API reference and its guide to the Ba
 
 from __future__ import annotations
 
-import hmac
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Blueprint, Response, request
 
-from flask_llm_batches.testing.simulator.batches import FINAL, SimulatedBatch
+from flask_llm_batches.testing.simulator.batches import FINAL, Outcome, SimulatedBatch
+from flask_llm_batches.testing.simulator.protocol import (
+    File,
+    Files,
+    Refused,
+    WireProtocol,
+    bearer_key,
+    guarded_blueprint,
+    is_metadata,
+    json_lines,
+    json_response,
+    no_such,
+    parse_body,
+    query_number,
+)
 
 if TYPE_CHECKING:
     from flask_llm_batches.testing.simulator import Simulator
 
+NAME = "openai"
 MAX_REQUESTS = 50_000
 MAX_BYTES = 200 * 1024 * 1024
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations", "/v1/responses")
+GIVEN_UP = {
+    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": ("batch_cancelled", "This request was cancelled before it was executed."),
+}
 
 
 _TIMES = [
@@ -29,106 +46,60 @@ _TIMES = [
 ]
 
 
-class _Refused(Exception):
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-
-
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
     """Make an error as OpenAI does."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
-    return _json({"error": error}, status)
+    return json_response({"error": error}, status)
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, mimetype="application/json")
+def _refuse_key(key: str) -> Response:
+    shown = key[:3] + "*" * 8 + key[-4:] if key else "none"
+    return error_response(401, f"Incorrect API key provided: {shown}.", code="invalid_api_key")
 
 
-def create_blueprint(simulator: Simulator) -> Blueprint:  # noqa: C901  # one function a route
+def create_blueprint(simulator: Simulator) -> Blueprint:
     """Make the routes below the base URL."""
-    blueprint = Blueprint("openai", __name__)
-
-    @blueprint.before_request
-    def authenticate() -> Response | None:
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme == "Bearer" and hmac.compare_digest(key.encode(), simulator.api_key.encode()):
-            return None
-        shown = key[:3] + "*" * 8 + key[-4:] if key else "none"
-        return error_response(401, f"Incorrect API key provided: {shown}.", code="invalid_api_key")
-
-    @blueprint.errorhandler(_Refused)
-    def refused(error: _Refused) -> Response:
-        return error_response(400, str(error), param=error.param, code=error.code)
-
-    @blueprint.post("/files")
-    def upload() -> Response:
-        content = request.files.get("file")
-        if content is None:
-            raise _Refused("'file' is a required property", param="file")
-        if request.form.get("purpose") != "batch":
-            raise _Refused("Only the purpose 'batch' is simulated", param="purpose")
-        if not (content.filename or "").endswith(".jsonl"):
-            raise _Refused("Invalid file format for Batch API. Must be .jsonl", code="invalid_file_format")
-        data = content.read()
-        if len(data) > MAX_BYTES:
-            raise _Refused(f"File is too large: at most {MAX_BYTES} bytes", param="file")
-        return _json(_keep(simulator, data, content.filename or "", "batch"))
-
-    @blueprint.get("/files/<file_id>")
-    def file(file_id: str) -> Response:
-        known = simulator.files.get(file_id)
-        return _no_such("File", file_id) if known is None else _json(known)
-
-    @blueprint.get("/files/<file_id>/content")
-    def content(file_id: str) -> Response:
-        data = simulator.contents.get(file_id)
-        if data is None:
-            return _no_such("File", file_id)
-        return Response(data, mimetype="application/octet-stream")
+    blueprint = guarded_blueprint(
+        NAME, simulator, find_key=bearer_key, refuse_key=_refuse_key, error_response=error_response
+    )
+    files = Files(new_id=lambda: f"file-{uuid.uuid4().hex[:24]}", describe=_describe, max_bytes=MAX_BYTES)
+    files.add_routes(blueprint)
 
     @blueprint.post("/batches")
     def create() -> Response:
-        with simulator.lock:
-            batch = _create(simulator, request.get_json())
-            simulator.add(batch)
-            return _json(_batch(simulator, batch))
+        batch = _create(simulator, files, parse_body())
+        simulator.add(batch)
+        return json_response(_batch(files, batch))
 
     @blueprint.get("/batches/<path:batch_id>")
     def retrieve(batch_id: str) -> Response:
-        batch = simulator.find(batch_id)
-        return _no_such("Batch", batch_id) if batch is None else _json(_batch(simulator, batch))
+        return json_response(_batch(files, simulator.find(NAME, batch_id)))
 
     @blueprint.post("/batches/<path:batch_id>/cancel")
     def cancel(batch_id: str) -> Response:
-        batch = simulator.find(batch_id)
-        if batch is None:
-            return _no_such("Batch", batch_id)
+        batch = simulator.find(NAME, batch_id)
         if batch.status in FINAL:
-            return error_response(409, f"Cannot cancel a batch with status '{batch.status}'.")
+            raise Refused(f"Cannot cancel a batch with status '{batch.status}'.", status=409)
         batch.cancel()
-        return _json(_batch(simulator, batch))
+        return json_response(_batch(files, batch))
 
     @blueprint.get("/batches")
     def list_batches() -> Response:
-        limit = request.args.get("limit", 20, int)
-        if not 1 <= limit <= 100:
-            raise _Refused("'limit' must be between 1 and 100", param="limit")
-        newest_first = [batch.id for batch in reversed(simulator.batches)]
+        limit = query_number("limit", 20, 1, 100)
+        newest_first = simulator.newest_first(NAME)
         after = request.args.get("after")
         if after is not None:
             if after not in newest_first:
-                return _no_such("Batch", after)
+                raise no_such("Batch", after)
             newest_first = newest_first[newest_first.index(after) + 1 :]
         page = newest_first[:limit]
-        return _json(
+        return json_response(
             {
                 "object": "list",
-                "data": [_batch(simulator, batch) for id_ in page if (batch := simulator.find(id_))],
+                "data": [_batch(files, simulator.find(NAME, id_)) for id_ in page],
                 "first_id": page[0] if page else None,
                 "last_id": page[-1] if page else None,
                 "has_more": len(newest_first) > limit,
@@ -138,52 +109,44 @@ def create_blueprint(simulator: Simulator) -> Blueprint:  # noqa: C901  # one fu
     return blueprint
 
 
-def _no_such(kind: str, id_: str) -> Response:
-    return error_response(404, f"No such {kind} object: {id_}", param="id")
+PROTOCOL = WireProtocol(NAME, "/v1", "/v1", create_blueprint, error_response)
 
 
-def _keep(simulator: Simulator, data: bytes, filename: str, purpose: str) -> dict[str, Any]:
-    file: dict[str, Any] = {
-        "id": f"file-{uuid.uuid4().hex[:24]}",
+def _describe(file: File) -> dict[str, Any]:
+    return {
+        "id": file.id,
         "object": "file",
-        "bytes": len(data),
-        "created_at": int(time.time()),
-        "filename": filename,
-        "purpose": purpose,
+        "bytes": len(file.data),
+        "created_at": file.created_at,
+        "filename": file.name,
+        "purpose": file.purpose,
         "status": "processed",
     }
-    simulator.contents[file["id"]] = data
-    simulator.files[file["id"]] = file
-    return file
 
 
-def _create(simulator: Simulator, asked: dict[str, Any]) -> SimulatedBatch:
+def _create(simulator: Simulator, files: Files, asked: dict[str, Any]) -> SimulatedBatch:
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(asked.get(name), str):
-            raise _Refused(
+            raise Refused(
                 f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
             )
-    if asked["input_file_id"] not in simulator.contents:
-        raise _Refused(f"No such File object: {asked['input_file_id']}", param="input_file_id")
+    if asked["input_file_id"] not in files:
+        raise Refused(f"No such File object: {asked['input_file_id']}", param="input_file_id")
     if asked["endpoint"] not in ENDPOINTS:
-        raise _Refused(f"Invalid value: '{asked['endpoint']}'.", param="endpoint", code="invalid_value")
+        raise Refused(f"Invalid value: '{asked['endpoint']}'.", param="endpoint", code="invalid_value")
     if asked["completion_window"] != "24h":
-        raise _Refused("Invalid value: 'completion_window' must be '24h'.", param="completion_window")
-    metadata = asked.get("metadata") or {}
-    if len(metadata) > 16 or any(
-        not isinstance(value, str) or len(key) > 64 or len(value) > 512 for key, value in metadata.items()
-    ):
-        raise _Refused("Invalid 'metadata': at most 16 pairs of 64 and 512 characters.", param="metadata")
-    lines, errors = _validate(simulator.contents[asked["input_file_id"]], asked["endpoint"])
-    batch_id, simulator.next_batch_id = simulator.next_batch_id or f"batch_{uuid.uuid4().hex}", None
+        raise Refused("Invalid value: 'completion_window' must be '24h'.", param="completion_window")
+    if not is_metadata(asked.get("metadata") or {}):
+        raise Refused("Invalid 'metadata': at most 16 pairs of 64 and 512 characters.", param="metadata")
+    lines, errors = _validate(files[asked["input_file_id"]].data, asked["endpoint"])
     return SimulatedBatch(
-        id=batch_id,
-        endpoint=asked["endpoint"],
-        completion_window=asked["completion_window"],
-        input_file_id=asked["input_file_id"],
+        protocol=NAME,
+        id=simulator.new_id(f"batch_{uuid.uuid4().hex}"),
+        asked=asked,
         requests=lines,
-        metadata=metadata or None,
+        metadata=asked.get("metadata") or None,
         errors=errors,
+        write_row=_row,
         respond=lambda line: simulator.respond(line),  # noqa: PLW0108  # it may be replaced at any time
         seconds=simulator.seconds,
     )
@@ -194,12 +157,8 @@ def _validate(data: bytes, endpoint: str) -> tuple[list[dict[str, Any]], list[di
     lines: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for number, text in enumerate(data.split(b"\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            line = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+    for number, line in json_lines(data):
+        if line is None:
             errors.append(_problem(number, "invalid_json_line", "This line is not parseable as valid JSON."))
             continue
         problem = _problem_of(line, endpoint, seen, lines[0]["body"].get("model") if lines else None)
@@ -242,19 +201,30 @@ def _problem(line: int | None, code: str, message: str, param: str | None = None
     return {"code": code, "line": line, "message": message, "param": param}
 
 
-def _batch(simulator: Simulator, batch: SimulatedBatch) -> dict[str, Any]:
+def _row(custom_id: str, outcome: Outcome, status: int, body: object) -> bytes:
+    response = error = None
+    if outcome in GIVEN_UP:
+        code, message = GIVEN_UP[outcome]
+        error = {"code": code, "message": message}
+    else:
+        response = {"status_code": status, "request_id": f"req_{custom_id}", "body": body}
+    row = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": error}
+    return msgspec.json.encode(row) + b"\n"
+
+
+def _batch(files: Files, batch: SimulatedBatch) -> dict[str, Any]:
     ended = batch.status in FINAL
     total = 0 if batch.errors else len(batch.requests)
     return {
         "id": batch.id,
         "object": "batch",
-        "endpoint": batch.endpoint,
+        "endpoint": batch.asked["endpoint"],
         "errors": {"object": "list", "data": batch.errors} if batch.status == "failed" else None,
-        "input_file_id": batch.input_file_id,
-        "completion_window": batch.completion_window,
+        "input_file_id": batch.asked["input_file_id"],
+        "completion_window": batch.asked["completion_window"],
         "status": batch.status,
-        "output_file_id": _output(simulator, batch, "output") if ended and batch.output else None,
-        "error_file_id": _output(simulator, batch, "error") if ended and batch.error_output else None,
+        "output_file_id": _keep(files, batch, "output", batch.output) if ended else None,
+        "error_file_id": _keep(files, batch, "error", batch.error_output) if ended else None,
         **dict.fromkeys(_TIMES),
         **batch.times,
         "request_counts": {"total": total, "completed": batch.completed, "failed": batch.failed},
@@ -262,12 +232,8 @@ def _batch(simulator: Simulator, batch: SimulatedBatch) -> dict[str, Any]:
     }
 
 
-def _output(simulator: Simulator, batch: SimulatedBatch, kind: str) -> str:
+def _keep(files: Files, batch: SimulatedBatch, kind: str, rows: list[bytes]) -> str | None:
+    if not rows:
+        return None
     file_id = f"file-{kind}-{batch.id.replace('/', '-')}"
-    if file_id not in simulator.files:
-        lines = batch.output if kind == "output" else batch.error_output
-        file = _keep(simulator, b"".join(lines), f"{batch.id}_{kind}.jsonl", "batch_output")
-        simulator.files[file_id] = {**file, "id": file_id}
-        simulator.contents[file_id] = simulator.contents.pop(file["id"])
-        del simulator.files[file["id"]]
-    return file_id
+    return files.keep(file_id, f"{batch.id}_{kind}.jsonl", "batch_output", rows)

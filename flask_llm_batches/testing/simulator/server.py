@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import selectors
 import socket
 import threading
+from collections.abc import Generator
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.test import run_wsgi_app
 from werkzeug.wsgi import LimitedStream
@@ -46,9 +50,11 @@ class _Handler(WSGIRequestHandler):
             if chunked:
                 self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            if self.command != "HEAD":
-                self._send(body, chunked=chunked)
-        except ConnectionError:
+            # The app is told by it when its body was not sent to the end.
+            with contextlib.closing(cast("Generator[bytes]", body)):
+                if self.command != "HEAD":
+                    self._send(body, chunked=chunked)
+        except (ConnectionError, ClientDisconnected):
             self.close_connection = True
 
     def _send(self, body: Any, *, chunked: bool) -> None:
@@ -92,6 +98,18 @@ class Server:
     def drop(self, environ: WSGIEnvironment) -> None:
         """Hang up on a request."""
         _hang_up(environ["werkzeug.socket"])
+
+    def pause(self, environ: WSGIEnvironment, seconds: float) -> None:
+        """Say nothing for so long.
+
+        Raises:
+            ConnectionResetError: The caller hung up, or the server stops.
+        """
+        # Whoever waits for an answer sends nothing, so all there can be to read is the end.
+        with selectors.DefaultSelector() as selector:
+            selector.register(environ["werkzeug.socket"], selectors.EVENT_READ)
+            if selector.select(seconds):
+                raise ConnectionResetError
 
 
 def _hang_up(connection: socket.socket) -> None:
