@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -198,3 +202,178 @@ def test_a_child_process_starts_anew() -> None:
     assert bridge.keep("a", Thing, Thing.close) is thing
     assert not thing.closed.is_set()
     bridge.run(loop_id(), 5)
+
+
+class Source:
+    """Counts to so many, and knows how far it got and when it was closed."""
+
+    def __init__(self, count: int, *, pause: float = 0, error: Exception | None = None) -> None:
+        self.count, self.pause, self.error = count, pause, error
+        self.given = 0
+        self.closed = threading.Event()
+
+    async def items(self) -> AsyncGenerator[int, None]:
+        try:
+            for number in range(self.count):
+                self.given += 1
+                yield number
+                await asyncio.sleep(self.pause)
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed.set()
+
+
+def test_items_come_one_at_a_time() -> None:
+    """The source never runs ahead of the reader, and is closed when it has ended."""
+    source = Source(4)
+    for number, item in enumerate(Bridge().iterate(source.items, beat=5, timeout=5)):
+        assert item == number
+        time.sleep(0.02)
+        assert source.given == number + 1
+    assert source.given == 4
+    assert source.closed.is_set()
+
+
+def test_a_source_without_items_ends() -> None:
+    """A source that has nothing to give is an empty iteration."""
+    assert list(Bridge().iterate(Source(0).items, beat=5, timeout=5)) == []
+
+
+def test_nothing_starts_before_it_is_read() -> None:
+    """An iteration that nobody reads starts no source, and needs no end."""
+    source, before = Source(1), bridge_threads()
+    Bridge().iterate(source.items, beat=5, timeout=5).close()
+    assert (source.given, bridge_threads()) == (0, before)
+
+
+def test_silence_is_heard() -> None:
+    """While the source is silent there is a None at every beat."""
+    source = Source(2, pause=0.35)
+    assert list(Bridge().iterate(source.items, beat=0.1, timeout=5)) == [0, *[None] * 3, 1, *[None] * 3]
+
+
+def test_a_source_is_given_up_when_its_time_is_over() -> None:
+    """A source that is silent for too long is closed, and the reader gets TimeoutError."""
+    source = Source(2, pause=60)
+    with pytest.raises(TimeoutError):
+        list(Bridge().iterate(source.items, beat=0.1, timeout=0.25))
+    assert source.closed.is_set()
+
+
+def test_a_readers_time_is_not_the_sources() -> None:
+    """A slow reader is no silent source."""
+    items = Bridge().iterate(Source(3).items, beat=0.02, timeout=0.05)
+    for item in items:
+        if item is not None:
+            time.sleep(0.1)
+
+
+def test_errors_of_a_source_cross() -> None:
+    """What the source raises the reader gets, after the items before it."""
+    source = Source(2, error=LookupError("gone"))
+    items = Bridge().iterate(source.items, beat=5, timeout=5)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(LookupError, match="gone"):
+        next(items)
+    assert source.closed.is_set()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("how", ["close", "forget", "raise"])
+def test_a_reader_who_stops_closes_the_source(how: str, silent: bool) -> None:
+    """The source's own end runs at once, also in the middle of its silence."""
+    source, bridge = Source(9, pause=60), Bridge()
+    items = bridge.iterate(source.items, beat=0.02, timeout=60)
+    assert next(items) == 0
+    if silent:
+        assert next(items) is None
+    start = time.monotonic()
+    if how == "close":
+        items.close()
+    elif how == "forget":
+        del items
+    else:
+        with pytest.raises(LookupError):
+            items.throw(LookupError())
+    assert source.closed.wait(2)
+    assert time.monotonic() - start < 1
+    assert source.given == 1
+
+
+def test_many_read_at_the_same_time() -> None:
+    """Many iterations run side by side on the one loop, beside other calls."""
+    bridge = Bridge()
+
+    def read(count: int) -> list[int | None]:
+        bridge.run(loop_id(), 5)
+        return list(bridge.iterate(Source(count, pause=0.001).items, beat=5, timeout=5))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert [len(items) for items in threads.map(read, range(20))] == [*range(20)]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_process_reads_too() -> None:
+    """After a fork the child iterates on a loop of its own, and the parent's reader goes on."""
+    bridge = Bridge()
+    items = bridge.iterate(Source(3).items, beat=5, timeout=5)
+    assert next(items) == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if list(bridge.iterate(Source(3).items, beat=5, timeout=5)) == [0, 1, 2] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(items) == [1, 2]
+
+
+GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import asyncio, gevent, time
+from flask_llm_batches.providers.bridge import Bridge
+closed, ticks, bridge = [], [], Bridge()
+
+async def source():
+    try:
+        for number in range(3):
+            yield number
+            await asyncio.sleep(0.25 if number < 2 else 60)
+    finally:
+        closed.append(number)
+
+def tick():
+    while True:
+        ticks.append(1)
+        gevent.sleep(0.01)
+
+gevent.spawn(tick)
+items = bridge.iterate(source, beat=0.1, timeout=5)
+seen = [next(items) for _ in range(8)]
+items.close()
+gevent.sleep(0.2)
+assert seen == [0, None, None, 1, None, None, 2, None], seen
+assert closed == [2], closed
+assert len(ticks) > 20, len(ticks)
+"""
+
+
+def test_greenlets_read_too() -> None:
+    """Under gevent an iteration holds up nobody else, and ends as it does with threads."""
+    run = subprocess.run(
+        [sys.executable, "-c", GEVENT], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_reader_that_is_garbage_closes_its_source() -> None:
+    """A reader in a reference cycle ends its source when the garbage collector comes by."""
+    bridge, source = Bridge(), Source(5)
+    reader = bridge.iterate(source.items, beat=5, timeout=5)
+    assert next(reader) == 0
+    cycle: list[Any] = [reader]
+    cycle.append(cycle)
+    del reader, cycle
+    gc.collect()
+    assert source.closed.wait(5)

@@ -1,20 +1,22 @@
 """From synchronous code into async code and back.
 
 An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on
-one loop that is kept, with clients that are kept on it (``Bridge.run``); calls that hold a loop up for
-seconds get a loop and a client of their own (``Bridge.run_apart``).
+one loop that is kept, with clients that are kept on it (``Bridge.run``), and so does what comes bit by bit
+(``Bridge.iterate``); calls that hold a loop up for seconds get a loop and a client of their own
+(``Bridge.run_apart``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Hashable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -24,6 +26,13 @@ T = TypeVar("T")
 
 # How long a call may take to wind itself up after its time is over.
 _GRACE = 5.0
+
+
+class _End:
+    """Comes after the last item."""
+
+
+_END = _End()
 
 
 async def _within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -39,6 +48,8 @@ class _Loop:
     pid: int = field(default_factory=os.getpid)
     kept: dict[Hashable, tuple[Any, Callable[[Any], Awaitable[None]]]] = field(default_factory=dict)
     shared: dict[Hashable, asyncio.Task[Any]] = field(default_factory=dict)
+    # Loops refer to tasks weakly: one whose reader is garbage would be, too, before it can be cancelled.
+    pumps: set[asyncio.Task[None] | None] = field(default_factory=set)
     thread: threading.Thread = field(init=False)
 
     def start(self) -> None:
@@ -123,6 +134,52 @@ class Bridge:
         if _threads_are_greenlets():
             return self.run(function(), timeout)
         return _run_in_a_thread(function, timeout)
+
+    def iterate(
+        self, make: Callable[[], AsyncGenerator[T, None]], *, beat: float, timeout: float
+    ) -> Generator[T | None]:
+        """Give what an async generator on the kept loop gives, one item at a time, never ahead of the reader.
+
+        Whenever nothing came for ``beat`` seconds that is None. A reader who stops closes the source at once.
+
+        Raises:
+            TimeoutError: Nothing came for ``timeout`` seconds.
+        """
+        items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
+        wanted = asyncio.Semaphore(0)
+        current = self._running()
+
+        async def pump() -> None:
+            task = asyncio.current_task()
+            current.pumps.add(task)
+            try:
+                async with aclosing(make()) as source:
+                    while True:
+                        async with asyncio.timeout(timeout):
+                            item = await anext(source, _END)
+                        if isinstance(item, _End):
+                            return
+                        items.put(item)
+                        await wanted.acquire()
+            finally:
+                current.pumps.discard(task)
+
+        future = asyncio.run_coroutine_threadsafe(pump(), current.loop)
+        future.add_done_callback(lambda _: items.put(_END))
+        try:
+            while True:
+                try:
+                    item = items.get(timeout=beat)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(item, _End):
+                    future.result()
+                    return
+                yield item
+                current.loop.call_soon_threadsafe(wanted.release)
+        finally:
+            future.cancel()
 
     def keep(self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
         """Give the object under ``key``, made once for this process and closed on the loop when that ends."""
