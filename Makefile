@@ -39,6 +39,7 @@ format: .venv/.lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Some minutes; "python -m tests.benchmarks create results" runs only these.
 bench: .venv/.test
 	$(BIN)/python -m tests.benchmarks
 

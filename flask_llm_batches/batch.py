@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
+
+import msgspec
 
 UID_KEY = "flask_llm_batches_uid"
 """Where our own id of a batch travels in the provider's metadata; never shown to callers."""
@@ -86,8 +89,50 @@ class Batch:
         """Give every field, nulls included, as JSON types."""
         return {name: getattr(self, name) for name in self.__slots__}
 
-    def remembering(self, *, model: str | None, metadata: Mapping[str, str] | None) -> Self:
+    def remembering(self, known: Mapping[str, Any]) -> Self:
         """Fill in what some providers do not give back, and take out what is ours."""
-        kept = dict(self.metadata or metadata or {})
+        kept = dict(self.metadata or known.get("metadata") or {})
         kept.pop(UID_KEY, None)
-        return replace(self, model=self.model or model, metadata=kept or None)
+        return replace(
+            self,
+            model=self.model or known.get("model"),
+            endpoint=self.endpoint or known.get("endpoint"),
+            completion_window=self.completion_window or known.get("completion_window"),
+            metadata=kept or None,
+        )
+
+
+class RowError(msgspec.Struct, frozen=True, gc=False):
+    """Why a request has no result: the provider's own code and message, or one of ours."""
+
+    code: str
+    message: str
+
+
+NOT_EXECUTED = {
+    "expired": RowError("batch_expired", "The batch expired before this request was executed"),
+    "cancelled": RowError("batch_cancelled", "The batch was cancelled before this request was executed"),
+}
+"""Why a request has no result, by the status of its batch."""
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What came of a request; exactly one of ``result`` and ``error`` is None.
+
+    Attributes:
+        custom_id: Whose request it is.
+        result: The bytes of a JSON object on one line, as the provider gave it.
+        error: Why there is none.
+    """
+
+    custom_id: str
+    result: msgspec.Raw | None = None
+    error: RowError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as JSON types."""
+        return {
+            "custom_id": self.custom_id,
+            "result": None if self.result is None else json.loads(bytes(self.result)),
+            "error": None if self.error is None else {"code": self.error.code, "message": self.error.message},
+        }

@@ -1,4 +1,4 @@
-"""``flask llm-batches``: built-in keys, and the OpenAPI document."""
+"""``flask llm-batches``: built-in keys, the usage, what a crash left, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import click
 from flask.cli import AppGroup
 
 from flask_llm_batches.core.service import current_llm_batches
+from flask_llm_batches.core.usage import usage_csv
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.web.openapi import document
+from flask_llm_batches.web.schemas import UsageQuerySchema, load
 
 
 class _Group(AppGroup):
@@ -58,6 +60,35 @@ def revoke(key_id: int) -> None:
             f"There is no valid key with the id {key_id}; see: flask llm-batches keys list"
         )
     click.echo(f"Key {key_id} is revoked.")
+
+
+@cli.command()
+@click.option("--since", help="Of this day (2026-11-01) or time on, in UTC.")
+@click.option("--until", help="Before this day or time.")
+@click.option("--group-by", type=click.Choice(["owner", "model", "provider", "day"]))
+def usage(since: str | None, until: str | None, group_by: str | None) -> None:
+    """Print the usage of all as CSV: requests, tokens, and the cost in US dollars."""
+    given = {"since": since, "until": until, "group_by": group_by}
+    query = load(UsageQuerySchema(), {name: value for name, value in given.items() if value is not None})
+    click.echo(usage_csv(current_llm_batches.usage(owner=None, **query), group_by), nl=False)
+
+
+@cli.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Give up creates that are older; longer than one may take unless given. "
+    "With a shorter time, first stop the servers that may be in the middle of one.",
+)
+def reconcile(older_than: float | None) -> None:
+    """Find the batches of which nobody knows whether their provider has them; run it after a crash."""
+    states = []
+    for settled in current_llm_batches.reconcile(older_than=older_than):
+        click.echo(f"{settled.uid}  {settled.state:10}  {settled.provider}  {settled.owner}")
+        states.append(settled.state)
+    found, failed = states.count("accepted"), states.count("failed")
+    click.echo(f"{found} found, {failed} not there, {len(states) - found - failed} still unknown")
 
 
 @cli.command()

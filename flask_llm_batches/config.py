@@ -26,6 +26,7 @@ class ProviderSettings:
         api_key: Its key; None leaves it to any-llm's environment variable.
         api_base: Another address than the provider's own.
         client_args: Further arguments of any-llm's client.
+        batch_args: What the provider takes for every batch besides our own fields.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ProviderSettings:
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = field(default=None, repr=False)
     client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    batch_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Settings:
         timeout: Seconds for a call that asks after a batch, cancels or lists.
         transfer_timeout: Seconds for a call that carries requests or results.
         bind_key: The bind of the host's database that keeps the record.
+        idempotency_ttl: Seconds after which an ``Idempotency-Key`` may be used anew.
         untracked: Whether a batch without a record may be seen by callers who are no admins.
         spool_dir: Where requests are spooled; None for the system's folder for temporary files.
     """
@@ -60,6 +63,7 @@ class Settings:
     timeout: float = 60.0
     transfer_timeout: float = 600.0
     bind_key: str | None = None
+    idempotency_ttl: float = 24 * 3600.0
     untracked: Literal["deny", "allow"] = "deny"
     spool_dir: str | None = None
 
@@ -170,10 +174,25 @@ def _providers(key: str, value: object) -> Mapping[str, ProviderSettings] | None
     return MappingProxyType(providers)
 
 
+_OPTION = "it has an option of its own"
+_FIELD = "it is a field of every create"
+_TAKEN_ARGUMENTS = {
+    "client_args": {
+        "api_key": _OPTION,
+        "api_base": _OPTION,
+        "max_retries": "a call is never repeated, as a repeated create makes two batches",
+        "unified_exceptions": "errors are told apart by it",
+    },
+    "batch_args": dict.fromkeys(
+        ("endpoint", "completion_window", "metadata", "model", "input_file_path"), _FIELD
+    ),
+}
+
+
 def _provider(key: str, name: str, entry: object) -> ProviderSettings:
     if not isinstance(entry, Mapping):
         raise _wrong_secret(key, 'a dict such as {"api_key": "..."}', entry)
-    known = ("provider", "api_key", "api_base", "client_args")
+    known = ("provider", "api_key", "api_base", "client_args", "batch_args")
     for option in entry:
         if option not in known:
             raise ConfigurationError(
@@ -184,21 +203,21 @@ def _provider(key: str, name: str, entry: object) -> ProviderSettings:
         text = entry.get(option)
         if text is not None and not (isinstance(text, str) and text.strip()):
             raise _wrong_secret(f"{key}[{option!r}]", "a string that is not empty, or left out", text)
-    client_args = entry.get("client_args") or {}
-    if not isinstance(client_args, Mapping) or not all(isinstance(name, str) for name in client_args):
-        raise _wrong_secret(f"{key}['client_args']", "a dict of keyword arguments", client_args)
-    for ours in ("api_key", "api_base", "max_retries", "unified_exceptions"):
-        if ours in client_args:
-            raise ConfigurationError(
-                f"{key}['client_args'] must not have {ours!r}: the key and the address have options of their "
-                "own, and a call is never repeated, as a repeated create makes two batches"
-            )
+    arguments = {}
+    for option, taken in _TAKEN_ARGUMENTS.items():
+        arguments[option] = given = entry.get(option) or {}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise _wrong_secret(f"{key}[{option!r}]", "a dict of keyword arguments", given)
+        for argument, why in taken.items():
+            if argument in given:
+                raise ConfigurationError(f"{key}[{option!r}] must not have {argument!r}: {why}")
     return ProviderSettings(
         name=name,
         kind=str(entry.get("provider") or name).strip().lower(),
         api_key=entry.get("api_key"),
         api_base=entry.get("api_base"),
-        client_args=MappingProxyType(dict(client_args)),
+        client_args=MappingProxyType(dict(arguments["client_args"])),
+        batch_args=MappingProxyType(dict(arguments["batch_args"])),
     )
 
 
@@ -211,6 +230,7 @@ _CHECKS = {
     "timeout": _seconds,
     "transfer_timeout": _seconds,
     "bind_key": _bind_key,
+    "idempotency_ttl": _seconds,
     "untracked": _untracked,
     "spool_dir": _spool_dir,
 }

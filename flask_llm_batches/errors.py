@@ -128,6 +128,30 @@ class BatchFailed(LLMBatchesError):
         )
 
 
+class IdempotencyInProgress(LLMBatchesError):
+    """The first create with this ``Idempotency-Key`` has no answer yet."""
+
+    status, code = 409, "idempotency_in_progress"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The first request with this Idempotency-Key is still running. Send it again later.",
+            retry_after="2",
+        )
+
+
+class IdempotencyMismatch(LLMBatchesError):
+    """An ``Idempotency-Key`` came with another request than the first time."""
+
+    status, code = 422, "idempotency_mismatch"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used for another request. Use a new key for a new batch.",
+            param="Idempotency-Key",
+        )
+
+
 class ValidationFailed(LLMBatchesError):
     """Fields of the request are wrong.
 
@@ -142,6 +166,18 @@ class ValidationFailed(LLMBatchesError):
         found = [f"{'.'.join(map(str, path)) or 'body'}: {text}" for path, text in flatten(messages)]
         super().__init__("; ".join(found[:5]))
         self.messages = messages
+
+
+class UnsupportedParameters(ValidationFailed):
+    """Requests have parameters that would be lost on the way to the provider."""
+
+    code = "unsupported_parameters"
+
+
+class TooLarge(LLMBatchesError):
+    """There are more bytes than a limit allows."""
+
+    status, code = 413, "too_large"
 
 
 def flatten(messages: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -10,7 +10,6 @@ from flask_llm_batches.config import Settings
 from flask_llm_batches.core.service import Service
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.database import Database, FileDatabase, HostDatabase
-from flask_llm_batches.store.records import Records
 from flask_llm_batches.web.auth import Authenticator, ErrorHandler, Hooks
 from flask_llm_batches.web.views import create_blueprint
 
@@ -61,7 +60,7 @@ class LLMBatches:
             )
         settings = Settings.from_config(app.config)
         providers = Providers(settings)
-        app.extensions["llm_batches"] = Service(settings, Records(self._database(app, settings)), providers)
+        app.extensions["llm_batches"] = Service(settings, self._database(app, settings), providers)
         app.cli.add_command(cli)
         if register_blueprint:
             for number, prefix in enumerate(settings.url_prefix, 1):

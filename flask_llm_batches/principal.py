@@ -12,8 +12,8 @@ class Principal:
     """A caller whom an authenticator has recognised.
 
     Attributes:
-        owner: Names the caller for good; batches and usage are kept under it. 1 to 255 characters,
-            such as the primary key of the host's user as a string.
+        owner: Names the caller for good; batches and usage are kept under it. 1 to 255 characters
+            other than U+0000 (PostgreSQL has none), such as the primary key of the host's user as a string.
         admin: Sees and touches everybody's batches, and the provider's own list.
 
     Raises:
@@ -25,8 +25,8 @@ class Principal:
 
     def __post_init__(self) -> None:
         owner: object = self.owner  # hosts without a type checker pass the integer that their users' ids are
-        if not isinstance(owner, str) or not 0 < len(owner) <= MAX_OWNER_LENGTH:
+        if not isinstance(owner, str) or not 0 < len(owner) <= MAX_OWNER_LENGTH or "\0" in owner:
             raise ValueError(
-                f"Principal(owner=...) must be a string of 1 to {MAX_OWNER_LENGTH} characters "
+                f"Principal(owner=...) must be a string of 1 to {MAX_OWNER_LENGTH} characters, not U+0000 "
                 f"(for a numeric user id: str(user.id)), not {type(self.owner).__name__}"
             )

@@ -1,18 +1,37 @@
 from __future__ import annotations
 
+import gc
+import itertools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_llm_batches.testing import Simulator
-from tests.hosts import KEYS, MASTER_KEY, create_host, requests
+from tests.databases import KINDS, database, postgresql_folder
+from tests.hosts import KEYS, MASTER_KEY, create_host, dispose, requests
+from tests.others import Others, running
+
+# The same examples everywhere, and few enough to be quick.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
 
 MakeHost = Callable[..., Flask]
+MakeDatabase = Callable[[], str]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep one place for the PostgreSQL of all workers."""
+    if not hasattr(config, "workerinput"):
+        stack = ExitStack()
+        stack.enter_context(postgresql_folder())
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +51,17 @@ def _no_key_in_any_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not KEYS.search(logged)
 
 
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _apps_are_garbage() -> Iterator[None]:
+    """An app, its event loop and its connections are reference cycles: many would be open at once."""
+    yield
+    if next(_tests) % 25 == 0:
+        gc.collect()
+
+
 @pytest.fixture
 def spool_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "spool"
@@ -40,8 +70,9 @@ def spool_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_host(llm_provider: Simulator, spool_dir: Path) -> MakeHost:
+def make_host(llm_provider: Simulator, spool_dir: Path) -> Iterator[MakeHost]:
     """Make a host whose provider is the simulator."""
+    made: list[Flask] = []
 
     def make(**settings: Any) -> Flask:
         defaults = {
@@ -49,9 +80,36 @@ def make_host(llm_provider: Simulator, spool_dir: Path) -> MakeHost:
             "master_key": MASTER_KEY,
             "spool_dir": str(spool_dir),
         }
-        return create_host(**{**defaults, **settings})
+        made.append(create_host(**{**defaults, **settings}))
+        return made[-1]
 
-    return make
+    yield make
+    for host in made:
+        dispose(host)
+
+
+@pytest.fixture(params=KINDS)
+def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDatabase]:
+    """Make a database, of each kind in turn, and give its URL."""
+    with ExitStack() as databases:
+        yield lambda: databases.enter_context(database(request.param, tmp_path))
+
+
+@pytest.fixture
+def database_url(make_database: MakeDatabase) -> str:
+    return make_database()
+
+
+@pytest.fixture
+def database_app(database_url: str, make_host: MakeHost) -> Flask:
+    """A host on a database of each kind in turn."""
+    return make_host(database=database_url)
+
+
+@pytest.fixture
+def others() -> Iterator[Others]:
+    with running() as others:
+        yield others
 
 
 @pytest.fixture

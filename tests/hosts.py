@@ -24,11 +24,13 @@ KEYS = re.compile(f"{MASTER_KEY}|{Simulator.api_key}|llmb_[A-Za-z0-9_-]{{43}}")
 """What no log may have in it, whatever is tested."""
 
 
-def create_host(*, database: Path | None = None, db: SQLAlchemy | None = None, **settings: Any) -> Flask:
+def create_host(
+    *, database: Path | str | None = None, db: SQLAlchemy | None = None, **settings: Any
+) -> Flask:
     """Make an app that knows its users by the header ``X-User``.
 
     Args:
-        database: A SQLite file for the host's own database; None for a host that has none.
+        database: The host's own database, a SQLite file or a URL; None for a host that has none.
         db: The host's ``SQLAlchemy()``; a new one unless given.
         settings: ``LLM_BATCHES_*``, without the prefix.
     """
@@ -36,7 +38,8 @@ def create_host(*, database: Path | None = None, db: SQLAlchemy | None = None, *
     app.config.update({f"LLM_BATCHES_{name.upper()}": value for name, value in settings.items()})
     if database is not None:
         db = db or SQLAlchemy()
-        app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{database}"
+        uri = database if isinstance(database, str) else f"sqlite:///{database}"
+        app.config["SQLALCHEMY_DATABASE_URI"] = uri
         db.init_app(app)
     extension = LLMBatches(app, db=db)
 
@@ -51,10 +54,17 @@ def create_host(*, database: Path | None = None, db: SQLAlchemy | None = None, *
     return app
 
 
+def dispose(app: Flask) -> None:
+    """Close the connections of a host to its databases."""
+    with app.app_context():
+        for engine in app.extensions["sqlalchemy"].engines.values() if "sqlalchemy" in app.extensions else ():
+            engine.dispose()
+
+
 def from_environment() -> Flask:
     """Make the app of a server test, in the server's process."""
     app = create_host(
-        database=Path(os.environ["HOST_DATABASE"]),
+        database=os.environ["HOST_DATABASE"],
         providers=json.loads(os.environ["HOST_PROVIDERS"]),
         master_key=MASTER_KEY,
         spool_dir=os.environ["HOST_SPOOL"],

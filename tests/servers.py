@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from flask_llm_batches.testing import Simulator
-from tests.hosts import KEYS, create_host
+from tests.hosts import KEYS, create_host, dispose
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,29 @@ def free_port() -> int:
 
 
 def gunicorn(
-    simulator: Simulator, folder: Path, *options: str, app: str = "tests.hosts:from_environment()"
+    simulator: Simulator,
+    folder: Path,
+    *options: str,
+    app: str = "tests.hosts:from_environment()",
+    database: str | None = None,
 ) -> AbstractContextManager[Running]:
     """Run an app under gunicorn, with the simulator as its provider."""
-    return serve(simulator, folder, "gunicorn", app, "--bind=127.0.0.1:{port}", *options)
+    return serve(simulator, folder, "gunicorn", app, "--bind=127.0.0.1:{port}", *options, database=database)
 
 
 @contextmanager
-def serve(simulator: Simulator, folder: Path, module: str, *options: str) -> Iterator[Running]:
-    """Run a server's module, with the simulator as the provider of its app."""
+def serve(
+    simulator: Simulator, folder: Path, module: str, *options: str, database: str | None = None
+) -> Iterator[Running]:
+    """Run a server's module, with the simulator as the provider of its app; on SQLite unless told."""
+    database = database or f"sqlite:///{folder / 'host.sqlite3'}"
     port = free_port()
     spool, log_file = folder / "spool", folder / "server.log"
     spool.mkdir(exist_ok=True)
-    create_host(database=folder / "host.sqlite3")  # the tables, once: workers that start together would race
+    dispose(create_host(database=database))  # the tables, once: workers that start together would race
     environment = {
         **os.environ,
-        "HOST_DATABASE": str(folder / "host.sqlite3"),
+        "HOST_DATABASE": database,
         "HOST_PROVIDERS": json.dumps({"openai": simulator.settings}),
         "HOST_SPOOL": str(spool),
         "PYTHONWARNINGS": "default",

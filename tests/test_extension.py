@@ -168,7 +168,7 @@ def test_the_hosts_own_code_does_what_the_endpoints_do(app: Flask, llm_provider:
         llm_provider.batches[0].finish()
         assert current_llm_batches.retrieve(batch.id, owner="ada").status == "completed"
         assert [found.id for found in current_llm_batches.list(owner="ada").batches] == [batch.id]
-        assert len(current_llm_batches.results(batch.id, owner="ada")) == 2
+        assert len(list(current_llm_batches.results(batch.id, owner="ada"))) == 2
         second = current_llm_batches.create(owner="ada", model="openai:m", requests=iter(requests(1)))
         assert current_llm_batches.cancel(second.id, owner=None).status == "cancelling"
     assert client_of(app, "ada").get(f"/v1/batches/{batch.id}").status_code == 200

@@ -76,7 +76,7 @@ def test_signals_tell_what_happened(app: Flask, llm_provider: Simulator, heard: 
     llm_provider.batches[0].finish()
     for _ in range(2):
         ada.get(f"/v1/batches/{batch_id}")
-        ada.get(f"/v1/batches/{batch_id}/results")
+        ada.get(f"/v1/batches/{batch_id}/results").get_data()
     assert [name for name, _ in heard] == ["submitted", "usage", "finished", "usage"]
     submitted, created, finished, results = (payload for _, payload in heard)
     assert (submitted["batch"].id, submitted["owner"], submitted["requested_by"]) == (batch_id, "ada", "ada")

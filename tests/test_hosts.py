@@ -254,5 +254,5 @@ def test_a_hosts_own_test(host: Flask, llm_provider: Simulator) -> None:
     rows = client.get(f"/v1/batches/{batch_id}/results").get_json()["results"]
     assert {row["result"]["id"] for row in rows} == {"r0", "r1"}
     llm_provider.fail_next(status=500)
-    assert client.get(f"/v1/batches/{batch_id}").status_code == 502
+    assert client.post(f"/v1/batches/{batch_id}/cancel").status_code == 502
     assert llm_provider.calls_to("POST /batches")

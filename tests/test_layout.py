@@ -23,12 +23,16 @@ ALLOWED = {
     "store": set(),
     "testing": set(),
 }
-EVERYBODY = {"batch", "config", "errors", "principal", "signals"}
+EVERYBODY = {"batch", "config", "errors", "jsonl", "principal", "signals"}
 
 ONLY = {
     "any_llm": "providers",
     "asgiref": "providers",
     "openai": "providers",
+    "anthropic": "providers",
+    "mistralai": "providers",
+    "google": "providers",
+    "together": "providers",
     "sqlalchemy": "store",
     "marshmallow": "web",
 }

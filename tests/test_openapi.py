@@ -17,7 +17,8 @@ from tests.servers import gunicorn
 
 STATUSES = {
     ("get", ""): set(),
-    ("post", ""): {413, 415},
+    ("post", ""): {409, 413, 415},
+    ("get", "/usage"): set(),
     ("get", "/{batch_id}"): {404},
     ("post", "/{batch_id}/cancel"): {404},
     ("get", "/{batch_id}/results"): {404, 409},
@@ -36,6 +37,22 @@ def test_the_document_is_valid_and_complete(app: Flask) -> None:
     for (method, path), more in STATUSES.items():
         responses = document["paths"][f"/v1/batches{path}"][method]["responses"]
         assert set(map(int, responses)) == EVERYWHERE | more
+
+
+def test_the_document_has_both_kinds_of_bodies(app: Flask) -> None:
+    """JSON and JSONL go in and come out, a create's own parameters are in the query with JSONL only."""
+    paths = app.test_client().get("/v1/batches/openapi.json").get_json()["paths"]
+    create, results = paths["/v1/batches"]["post"], paths["/v1/batches/{batch_id}/results"]["get"]
+    kinds = {"application/json", "application/jsonl", "application/x-ndjson"}
+    assert set(create["requestBody"]["content"]) == kinds
+    assert set(results["responses"]["200"]["content"]) == kinds
+    assert {parameter["name"] for parameter in create["parameters"]} == {
+        *("dry_run", "model", "completion_window", "endpoint", "user", "Idempotency-Key")
+    }
+    assert not any(parameter.get("required") for parameter in create["parameters"])
+    assert {parameter["name"] for parameter in results["parameters"]} == {"batch_id", "provider", "status"}
+    answers = create["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert [answer["$ref"].rpartition("/")[2] for answer in answers] == ["Batch", "Checked"]
 
 
 def test_the_document_knows_where_it_is(make_host: MakeHost) -> None:

@@ -99,7 +99,8 @@ def test_the_hosts_own_code(example: Namespace) -> None:
 def test_the_curl_lines(tmp_path: Path) -> None:
     """The curl lines work as printed, against the demo's app."""
     port = free_port()
-    script = f"{block('curl -s -u ada')}\n{block('/cancel -X POST')}".replace(":5000/", f":{port}/")
+    blocks = (block("curl -s -u ada"), block("/cancel -X POST"), block("gzip -c requests.jsonl"))
+    script = "\n".join(blocks).replace(":5000/", f":{port}/")
     command = [sys.executable, "-m", "example_app", "serve", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
@@ -110,7 +111,7 @@ def test_the_curl_lines(tmp_path: Path) -> None:
             )
         finally:
             server.terminate()
-    assert done.stdout.count('"object":"batch"') == 4
+    assert done.stdout.count('"object":"batch"') == 5
     assert "batch_not_complete" in done.stdout
     assert '"status":"cancelling"' in done.stdout
 

@@ -120,7 +120,7 @@ SERVERS = {
         "--preload",
     ],
     "waitress": ["waitress", "--listen=127.0.0.1:{port}", "--call", "tests.hosts:from_environment"],
-    "uvicorn": ["uvicorn", "tests.hosts:asgi", "--port={port}"],
+    "uvicorn": ["uvicorn", "tests.hosts:asgi", "--port={port}", "--ws=none"],
 }
 
 

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import json
 import stat
+import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flask_llm_batches.core.spool import MAX_ERRORS, spooled
+from flask_llm_batches.config import Settings
+from flask_llm_batches.core.spool import MAX_ERRORS, Spool, spooled
 from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.jsonl import split_lines
+from flask_llm_batches.providers.adapters import Adapter
+from tests.json_texts import bodies, cut, digits_kept
+
+
+def spool_of(
+    requests: Any, folder: Path, max_requests: int = 1000, adapter: type[Adapter] = Adapter
+) -> AbstractContextManager[Spool]:
+    return spooled(
+        requests,
+        model="m",
+        endpoint="/v1/chat/completions",
+        provider="p",
+        adapter=adapter,
+        settings=Settings(max_requests=max_requests, spool_dir=str(folder)),
+    )
 
 
 def spool(requests: bytes | list[Any], folder: Path, max_requests: int = 1000) -> bytes:
     raw = msgspec.Raw(requests) if isinstance(requests, bytes) else requests
-    with spooled(
-        raw, model="m", endpoint="/v1/chat/completions", max_requests=max_requests, folder=str(folder)
-    ) as file:
+    with spool_of(raw, folder, max_requests) as file:
         assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
         data = file.path.read_bytes()
-        assert file.requests == data.count(b"\n")
+        assert len(file.custom_ids) == data.count(b"\n")
     return data
 
 
@@ -113,7 +132,9 @@ def test_too_few_and_too_many(tmp_path: Path) -> None:
     """No request at all, and more than allowed, are errors of the whole."""
     good = [{"custom_id": str(number), "body": {}} for number in range(3)]
     assert errors([], tmp_path) == ["Shorter than minimum length 1."]
-    assert errors(good, tmp_path, max_requests=2) == ["Longer than maximum length 2."]
+    assert errors(good, tmp_path, max_requests=2) == [
+        "Longer than maximum length 2, the limit of this server."
+    ]
     spool(good, tmp_path, max_requests=3)
 
 
@@ -122,14 +143,69 @@ def test_the_file_is_gone_whatever_happens(tmp_path: Path) -> None:
     for kind in (RuntimeError, KeyboardInterrupt, SystemExit):
         with (
             pytest.raises(kind),
-            spooled(
-                [{"custom_id": "a", "body": {}}],
-                model="m",
-                endpoint="/v1/x",
-                max_requests=1,
-                folder=str(tmp_path),
-            ) as file,
+            spool_of([{"custom_id": "a", "body": {}}], tmp_path) as file,
         ):
             assert list(tmp_path.iterdir()) == [file.path]
             raise kind
     assert not list(tmp_path.iterdir())
+
+
+def _sent(data: bytes) -> list[Any]:
+    lines = data.decode().split("\n")
+    assert lines.pop() == ""
+    return [dict(digits_kept(line))["body"] for line in lines]
+
+
+def _with_model(body: str) -> list[Any]:
+    """Give what is to be sent: of a key that is there twice the last value counts, and the model is ours."""
+    return sorted((dict(digits_kept(body)) | {"model": "m"}).items())
+
+
+@given(st.lists(bodies(" \t\r\n"), min_size=1, max_size=4))
+def test_any_array_is_passed_on(requests: list[str]) -> None:
+    """Every value goes on as it came, on one line, whatever stands in it and however it is laid out."""
+    items = [f'\n{{"custom_id":\t"{number}"\r\n,"body": {body}}}' for number, body in enumerate(requests)]
+    with tempfile.TemporaryDirectory() as folder:
+        data = spool(f"[{','.join(items)} ]".encode(), Path(folder))
+    assert [sorted(map(tuple, body)) for body in _sent(data)] == [*map(_with_model, requests)]
+
+
+@given(
+    st.lists(bodies(" \t\r"), min_size=1, max_size=4),
+    st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\r\n"]),
+    st.lists(st.integers(0, 1000)),
+)
+def test_any_lines_are_passed_on(requests: list[str], end: str, places: list[int]) -> None:
+    """JSONL makes the same file however its bytes are cut into chunks and its lines end."""
+    items = [f'{{"custom_id": "{number}", "body":{body}}}{end}' for number, body in enumerate(requests)]
+    with tempfile.TemporaryDirectory() as folder:
+        data = spool(list(split_lines(cut("".join(items).encode(), places))), Path(folder))
+    assert [sorted(map(tuple, body)) for body in _sent(data)] == [*map(_with_model, requests)]
+
+
+@given(bodies(" \r"), st.integers(1, 1000))
+def test_a_truncated_line_is_named(body: str, missing: int) -> None:
+    """A last line that lacks its end is an error with its number."""
+    line = f'{{"custom_id":"b","body":{body}}}'.encode()
+    lines = [b'{"custom_id":"a","body":{}}', line[: -(missing % (len(line) - 1) + 1)]]
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ValidationFailed) as caught:
+            spool(lines, Path(folder))
+        assert not list(Path(folder).iterdir())
+    assert list(caught.value.messages["lines"]) == [2]
+
+
+@pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00", rb"\ud800\ud800", rb"\ud800x"])
+@pytest.mark.parametrize("line", [b'{"custom_id":"%b","body":{}}', b'{"custom_id":"a","body":{"v":["%b"]}}'])
+def test_lone_surrogates_are_refused(tmp_path: Path, text: bytes, line: bytes) -> None:
+    """Half of a character cannot be sent, and is named by its line."""
+    with pytest.raises(ValidationFailed) as caught:
+        spool([line % text], tmp_path)
+    assert list(caught.value.messages["lines"]) == [1]
+
+
+@pytest.mark.parametrize("array", [b"[{]", b"{}", b"[" * 100_000, rb'[{"custom_id":"\ud800"}]'])
+def test_the_hosts_own_bytes_are_an_array(tmp_path: Path, array: bytes) -> None:
+    """Regression: bytes of the host's own that are no JSON array came out as the parser's error."""
+    ((message,),) = [errors(array, tmp_path)]
+    assert message.startswith("Not valid JSON: ")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from flask_llm_batches.core.usage import count_tokens
+from flask_llm_batches.core.usage import TokenCount
 from flask_llm_batches.testing import Simulator
 from tests.conftest import client_of, create_batch
 
@@ -42,7 +45,7 @@ def test_a_create_and_its_results_are_accounted_once(
     assert ada.get(f"/v1/batches/{batch_id}/results").status_code == 409
     llm_provider.batches[0].finish()
     for client in (admin, ada, ada):
-        assert client.get(f"/v1/batches/{batch_id}/results").status_code == 200
+        assert client.get(f"/v1/batches/{batch_id}/results").json
     create, results = usage(tmp_path)
     assert (create["event"], create["requests"], create["total_tokens"]) == ("create", 3, None)
     assert results["event"] == "results"
@@ -53,7 +56,7 @@ def test_a_create_and_its_results_are_accounted_once(
 
 
 @pytest.mark.parametrize(
-    ("stated", "counted"),
+    ("stated", "tokens"),
     [
         ({"prompt_tokens": 3, "total_tokens": 3}, (3, 0, 0, 3)),
         ({"input_tokens": 3, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 1}}, (3, 2, 1, 5)),
@@ -63,10 +66,166 @@ def test_a_create_and_its_results_are_accounted_once(
         ("many", (0, 0, 0, 0)),
     ],
 )
-def test_tokens_are_counted(stated: object, counted: tuple[int, ...]) -> None:
-    """The usage of chat completions, responses and embeddings is understood; a failed row has none."""
-    row = {"custom_id": "a", "result": {"usage": stated}, "error": None}
-    assert count_tokens([row, {"custom_id": "b", "result": None, "error": {}}]) == counted
+def test_tokens_are_counted(stated: object, tokens: tuple[int, ...]) -> None:
+    """The usage of chat completions, responses and embeddings is understood."""
+    count = TokenCount()
+    count.add(msgspec.Raw(msgspec.json.encode({"usage": stated})))
+    assert count.tokens == tokens
+
+
+AT = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp())
+
+
+def counted(*usages: dict[str, Any], model: str | None = None) -> TokenCount:
+    count = TokenCount()
+    for usage in usages:
+        count.add(msgspec.Raw(msgspec.json.encode({"model": model, "usage": usage})))
+    return count
+
+
+def used(into: int, out: int, cached: int = 0, written: int = 0) -> dict[str, Any]:
+    details = {"cached_tokens": cached, "cache_write_tokens": written}
+    return {"prompt_tokens": into, "completion_tokens": out, "prompt_tokens_details": details}
+
+
+def priced(*tokens_and_rates: Any) -> Decimal:
+    pairs = zip(tokens_and_rates[::2], tokens_and_rates[1::2], strict=True)
+    return sum((tokens * Decimal(rate) for tokens, rate in pairs), Decimal(0)) / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "usage", "cost"),
+    [
+        # https://developers.openai.com/api/docs/pricing: batch, US dollars for a million tokens
+        (
+            "openai",
+            "gpt-4o-mini-2024-07-18",
+            used(4000, 2000),
+            priced(4000, "0.075", 2000, "0.3"),
+        ),
+        ("openai", "gpt-5-mini", used(4000, 2000), priced(4000, "0.125", 2000, "1")),
+        # https://platform.claude.com/docs/en/about-claude/pricing: batch, also of what goes through the cache
+        (
+            "anthropic",
+            "claude-sonnet-4-5-20250929",
+            used(4000, 2000, cached=1000, written=500),
+            priced(2500, "1.5", 2000, "7.5", 1000, "0.15", 500, "1.875"),
+        ),
+        ("azureanthropic", "claude-sonnet-4-5", used(1000, 0), priced(1000, "1.5")),
+    ],
+)
+def test_batches_cost_what_the_providers_say(
+    kind: str, model: str, usage: dict[str, Any], cost: Decimal
+) -> None:
+    """A batch's price is that of the published batch rates."""
+    assert counted(*[usage] * 3, model=model).cost(kind=kind, model="another", at=AT) == 3 * cost
+    assert counted(usage).cost(kind=kind, model=model, at=AT) == cost
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "usage"),
+    [
+        (
+            "openai",
+            "gpt-4o-mini",
+            used(10, 10, cached=5),
+        ),  # a rate for cached input, but no batch rate for it
+        ("openai", "gpt-99", used(10, 10)),
+        ("mistral", "voxtral-mini-transcribe-realtime-3-0", used(10, 10)),
+        ("neosantara", "gpt-4o-mini", used(10, 10)),
+    ],
+)
+def test_what_is_not_known_has_no_price(kind: str, model: str, usage: dict[str, Any]) -> None:
+    """Without a batch rate of everything consumed the cost is None: never 0, and never the standard rate."""
+    assert counted(usage).cost(kind=kind, model=model, at=AT) is None
+
+
+def test_long_prompts_are_priced_one_by_one() -> None:
+    """A tier holds for the requests whose own prompts are so long, not for many short ones together."""
+    short, long = used(40_000, 0), used(250_000, 0)
+    cost = counted(*[short] * 10, long).cost(kind="anthropic", model="claude-sonnet-4-5", at=AT)
+    assert cost == priced(400_000, "1.5", 250_000, "3")
+
+
+def test_a_batch_of_two_models_has_the_price_of_both() -> None:
+    """Rows name their models; one whose price is not known leaves the whole without."""
+    count = counted(used(1000, 0), model="gpt-4o-mini")
+    count.add(msgspec.Raw(msgspec.json.encode({"model": "gpt-5-mini", "usage": used(1000, 0)})))
+    assert count.cost(kind="openai", model="x", at=AT) == priced(1000, "0.075", 1000, "0.125")
+    count.add(msgspec.Raw(msgspec.json.encode({"model": "gpt-99", "usage": used(1000, 0)})))
+    assert count.cost(kind="openai", model="x", at=AT) is None
+
+
+def spend(client: FlaskClient, llm_provider: Simulator, count: int, **fields: Any) -> None:
+    """Make a batch of which each request uses 1,000 and 1,000 tokens, and fetch its results."""
+    llm_provider.respond = lambda line: {"model": line["body"]["model"], "usage": used(1000, 1000)}
+    batch_id = create_batch(client, count, **fields)
+    llm_provider.batches[-1].finish()
+    assert client.get(f"/v1/batches/{batch_id}/results").json
+
+
+def test_usage_can_be_asked_for(
+    app: Flask, ada: FlaskClient, admin: FlaskClient, llm_provider: Simulator
+) -> None:
+    """Callers see their own sums, an admin everybody's; grouped or in one; as JSON or CSV."""
+    spend(ada, llm_provider, 2)
+    spend(ada, llm_provider, 1, model="openai:gpt-99")
+    spend(client_of(app, "bob"), llm_provider, 4)
+    create_batch(ada, 5)
+
+    (mine,) = ada.get("/v1/batches/usage").get_json()["data"]
+    assert mine == {
+        "group": None,
+        "batches": 3,
+        "requests": 8,
+        "prompt_tokens": 3000,
+        "completion_tokens": 3000,
+        "cached_tokens": 0,
+        "total_tokens": 6000,
+        "cost": "0.00075",
+        "unpriced": 1,
+    }
+    everybody = admin.get("/v1/batches/usage?group_by=owner").get_json()
+    assert (everybody["object"], everybody["group_by"]) == ("list", "owner")
+    assert [(row["group"], row["requests"], row["cost"]) for row in everybody["data"]] == [
+        ("ada", 8, "0.00075"),
+        ("bob", 4, "0.0015"),
+    ]
+    models = ada.get("/v1/batches/usage?group_by=model").get_json()["data"]
+    assert [(row["group"], row["batches"], row["unpriced"]) for row in models] == [
+        ("gpt-4o-mini", 2, 0),
+        ("gpt-99", 1, 1),
+    ]
+    text = ada.get("/v1/batches/usage?group_by=provider", headers={"Accept": "text/csv"}).text
+    assert text.splitlines() == [
+        "provider,batches,requests,prompt_tokens,completion_tokens,cached_tokens,total_tokens,cost,unpriced",
+        "openai,3,8,3000,3000,0,6000,0.00075,1",
+    ]
+    printed = app.test_cli_runner().invoke(args=["llm-batches", "usage", "--group-by", "owner"])
+    assert [line.split(",")[0] for line in printed.output.splitlines()] == ["owner", "ada", "bob"]
+
+
+def test_usage_of_a_time(app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path) -> None:
+    """``since`` is part of the time and ``until`` is not; both are days, times or Unix seconds, in UTC."""
+    spend(ada, llm_provider, 1)
+    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+        database.execute("UPDATE llm_batches_usage SET created_at = ?", [AT])
+
+    def requests_of(query: str) -> int:
+        (row,) = ada.get(f"/v1/batches/usage?{query}").get_json()["data"]
+        return int(row["requests"])
+
+    assert [row["group"] for row in ada.get("/v1/batches/usage?group_by=day").get_json()["data"]] == [
+        "2026-11-01"
+    ]
+    for moment in ("2026-11-01", "2026-11-01T00:00:00Z", "2026-11-01T01:00:00%2B01:00", str(AT)):
+        assert (requests_of(f"since={moment}"), requests_of(f"until={moment}")) == (1, 0)
+    assert requests_of("since=2026-11-01T00:00:01") == 0
+    for wrong in ("since=yesterday", "until=2026-13-01", "group_by=colour", "since=999999999999999"):
+        assert ada.get(f"/v1/batches/usage?{wrong}").status_code == 422
+    refused = app.test_cli_runner().invoke(args=["llm-batches", "usage", "--since", "yesterday"])
+    assert refused.exit_code == 1
+    assert "since: Not a day" in refused.output
 
 
 def test_the_creator_pays(admin: FlaskClient, llm_provider: Simulator, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 
 from flask_llm_batches.principal import Principal
-from flask_llm_batches.store.records import ApiKey, Records
+from flask_llm_batches.store.api_keys import ApiKey, ApiKeys
 
 PREFIX = "llmb_"
 _SHOWN = len(PREFIX) + 6
@@ -15,8 +15,8 @@ _SHOWN = len(PREFIX) + 6
 class Keys:
     """The built-in keys of one app."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
 
     def create(self, *, owner: str, admin: bool = False) -> str:
         """Make a key and give it, for the only time: 256 random bits, of which a hash is kept.
@@ -26,7 +26,7 @@ class Keys:
         """
         Principal(owner, admin)
         key = PREFIX + secrets.token_urlsafe(32)
-        self._records.add_key(key_hash=_hash(key), prefix=key[:_SHOWN], owner=owner, admin=admin)
+        self._keys.add(key_hash=_hash(key), prefix=key[:_SHOWN], owner=owner, admin=admin)
         return key
 
     def verify(self, key: str) -> Principal | None:
@@ -36,18 +36,18 @@ class Keys:
         """
         if not key.startswith(PREFIX):
             return None
-        found = self._records.find_key(_hash(key))
+        found = self._keys.find(_hash(key))
         if found is None or found.revoked_at is not None:
             return None
         return Principal(found.owner, found.admin)
 
     def list(self) -> list[ApiKey]:
         """Give every key, oldest first, revoked ones too."""
-        return self._records.keys()
+        return self._keys.every()
 
     def revoke(self, key_id: int) -> bool:
         """Take a key no longer; False if there is none of that id that was still taken."""
-        return self._records.revoke_key(key_id)
+        return self._keys.revoke(key_id)
 
 
 def _hash(key: str) -> str:

@@ -6,12 +6,18 @@ host app must not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import closing, suppress
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flask_llm_batches.batch import Batch
+import msgspec
+
+from flask_llm_batches.batch import Batch, Row, RowError
 from flask_llm_batches.config import ProviderSettings, Settings
 from flask_llm_batches.errors import (
     BatchNotComplete,
@@ -24,7 +30,8 @@ from flask_llm_batches.errors import (
     UnsupportedProvider,
     ValidationFailed,
 )
-from flask_llm_batches.providers.adapters import Adapter, Page, Row, Submission, adapter_class
+from flask_llm_batches.jsonl import Lines
+from flask_llm_batches.providers.adapters import Adapter, Page, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.failures import Redactor, as_ours, status_of
 
@@ -32,6 +39,17 @@ if TYPE_CHECKING:
     from any_llm import AnyLLM
 
 T = TypeVar("T")
+
+# A list is fresh where that takes no longer than people wait for one.
+_SOON, _AT_ONCE = 3.0, 10
+
+_GROUP = 500  # rows that an SDK made a list of are handed on so many at a time
+
+# The escapes of JSON strings; the group is half a character, which a model's answer may end with.
+_ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
+
+# The first one that is not inside of a string: there its quotes would be escaped.
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 
 class SubmitFailed(Exception):
@@ -60,6 +78,7 @@ class Providers:
         self._redact = Redactor(settings)
         self._supported: dict[str, ProviderSettings] = {}
         _check_kinds(settings)
+        _check_batch_args(settings)
 
     def name_of(self, name: str) -> str:
         """Give a provider's name as it is configured, for any spelling of its case.
@@ -69,6 +88,10 @@ class Providers:
             UnsupportedProvider: It has no batch API.
         """
         return self._find(name).name
+
+    def adapter_of(self, name: str) -> type[Adapter]:
+        """Give the class that knows what a provider takes."""
+        return adapter_class(self._find(name).kind)
 
     def submit(self, provider: str, spool: Path, submission: Submission) -> Batch:
         """Hand in a batch, once: nothing here or below sends it again.
@@ -102,6 +125,38 @@ class Providers:
             provider, "retrieve", lambda adapter: adapter.retrieve(batch_id), batch_id, shared=True
         )
 
+    def retrieve_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Batch | None]:
+        """Ask after batches, several at a time; None for those that give no answer soon.
+
+        Args:
+            wanted: The provider and the id of each.
+        """
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        adapters: dict[str, Adapter] = {}
+        for provider, _ in wanted:
+            with suppress(LLMBatchesError):  # it is not configured any more
+                adapters[provider] = self._kept(self._find(provider))
+
+        async def ask(provider: str, batch_id: str) -> Batch | None:
+            if provider not in adapters:
+                return None
+            try:
+                async with asyncio.timeout(min(_SOON, self._settings.timeout)), turns:
+                    return await adapters[provider].retrieve(batch_id)
+            except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
+                as_ours(error, provider=provider, call="list", redact=self._redact, batch_id=batch_id)
+                return None
+
+        async def ask_all() -> list[Batch | None]:
+            return await asyncio.gather(*(ask(*one) for one in wanted))
+
+        return self._bridge.run(ask_all(), 2 * _SOON) if adapters else [None] * len(wanted)
+
+    def kind_of(self, provider: str) -> str:
+        """Give any-llm's name of a provider."""
+        return self._find(provider).kind
+
     def cancel(self, provider: str, batch_id: str) -> Batch:
         """Ask for a batch to be cancelled."""
         try:
@@ -120,15 +175,21 @@ class Providers:
         except BatchNotFound:
             raise ValidationFailed({"after": ["Not the id of a batch in this list."]}) from None
 
-    def results(self, batch: Batch) -> Sequence[Row]:
-        """Fetch the results of a batch that has ended.
+    def rows(self, batch: Batch, *, beat: float) -> Iterator[Sequence[Row] | None]:
+        """Give the rows of a batch that has ended, some at a time; None after ``beat`` silent seconds.
+
+        A reader who stops ends the download.
 
         Raises:
             BatchNotComplete: any-llm gives none of a batch of this status.
         """
         provider, batch_id = batch.provider, batch.id
         try:
-            return self._apart(self._find(provider), lambda adapter: adapter.results(batch))
+            found = self._find(provider)
+            if not adapter_class(found.kind).streams_results:
+                yield from _in_groups(self._apart(found, lambda adapter: adapter.results(batch)))
+                return
+            yield from self._streamed(self._kept(found), batch, beat)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             if type(error).__name__ == "BatchNotCompleteError":
                 status = str(getattr(error, "batch_status", "unknown"))
@@ -136,6 +197,28 @@ class Providers:
             raise as_ours(
                 error, provider=provider, call="results", redact=self._redact, batch_id=batch_id
             ) from None
+
+    def _streamed(self, adapter: Adapter, batch: Batch, beat: float) -> Iterator[Sequence[Row] | None]:
+        lines = Lines()
+        nameless: list[Row] | None = []  # until there is a row of a request
+        download = self._bridge.iterate(
+            lambda: adapter.download(batch), beat=beat, timeout=self._settings.transfer_timeout
+        )
+        with closing(download):
+            for chunk in chain(download, (b"\n",)):
+                if chunk is None:
+                    yield None
+                    continue
+                rows = [_row(adapter, line, batch) for line in lines.feed(chunk) if line.strip()]
+                if nameless is not None:
+                    nameless += rows
+                    if not any(row.custom_id for row in rows):
+                        continue
+                    rows, nameless = nameless, None
+                if rows:
+                    yield rows
+        if nameless:  # a page of a proxy's, say: then nothing is known of any request
+            raise ValueError("the answer has no rows")
 
     def _control(
         self,
@@ -172,7 +255,9 @@ class Providers:
         return self._bridge.keep(provider.name, lambda: self._adapter(provider), Adapter.close)
 
     def _adapter(self, provider: ProviderSettings) -> Adapter:
-        return adapter_class(provider.kind)(self._client(provider), provider.name, self._redact)
+        return adapter_class(provider.kind)(
+            self._client(provider), provider.name, self._redact, provider.batch_args
+        )
 
     def _client(self, provider: ProviderSettings) -> AnyLLM:
         from any_llm import AnyLLM
@@ -224,6 +309,31 @@ class Providers:
         self._redact.learn(kind.ENV_API_KEY_NAME)
 
 
+def _in_groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), _GROUP):
+        yield rows[start : start + _GROUP]
+
+
+def _row(adapter: Adapter, line: bytes, batch: Batch) -> Row:
+    try:
+        str(line, "utf-8")  # what is handed on as it came is not decoded, and so not checked
+        try:
+            return adapter.row(line, batch)
+        except ValueError:  # msgspec's errors are ValueErrors
+            return adapter.row(_ESCAPE.sub(_mended, line), batch)
+    except (ValueError, RecursionError):
+        found = _CUSTOM_ID.search(line)
+        try:
+            custom_id = msgspec.json.decode(found[1], type=str) if found else ""
+        except ValueError:
+            custom_id = ""
+        return Row(custom_id, error=RowError("unreadable", "The provider's row for this request is damaged"))
+
+
+def _mended(escape: re.Match[bytes]) -> bytes:
+    return b"\\ufffd" if escape[1] else escape[0]
+
+
 def _check_kinds(settings: Settings) -> None:
     """Find misspelt providers at start-up, in any-llm's folder: importing it would take two seconds."""
     spec = find_spec("any_llm")
@@ -242,3 +352,14 @@ def _check_kinds(settings: Settings) -> None:
                 f"LLM_BATCHES_PROVIDERS[{provider.name!r}]: any-llm has no provider {provider.kind!r}; "
                 'an entry with a name of its own says which one it is: {"provider": "openai", ...}'
             )
+
+
+def _check_batch_args(settings: Settings) -> None:
+    for provider in (settings.providers or {}).values():
+        known = adapter_class(provider.kind).known_args
+        for argument in provider.batch_args:
+            if known is not None and argument not in known:
+                raise ConfigurationError(
+                    f"LLM_BATCHES_PROVIDERS[{provider.name!r}]['batch_args'] must not have {argument!r}: "
+                    f"{provider.kind} takes {', '.join(sorted(known))} only"
+                )

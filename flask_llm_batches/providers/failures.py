@@ -6,7 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.errors import (
@@ -141,6 +144,9 @@ def _status(error: object) -> int | None:
 
 def _text(error: BaseException) -> str:
     body = getattr(error, "body", None)
+    if isinstance(body, str):  # Mistral's SDK leaves it unread
+        with suppress(ValueError):
+            body = msgspec.json.decode(body)
     if isinstance(body, dict):
         inner = body.get("error")
         message = inner.get("message") if isinstance(inner, dict) else body.get("message")
@@ -153,7 +159,9 @@ def _retry_after(*errors: Any) -> str | None:
     for error in errors:
         value = getattr(error, "retry_after", None)
         if value is None:
-            value = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+            # Mistral's SDK has the headers at the error itself.
+            headers = getattr(getattr(error, "response", error), "headers", None)
+            value = headers.get("retry-after") if isinstance(headers, Mapping) else None
         # Nothing but digits or an HTTP date goes on into a header of ours.
         if value is not None and re.fullmatch(r"[\w ,:.+-]{1,64}", str(value)):
             return str(value)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from flask_llm_batches.store import sessions
 from flask_llm_batches.store.models import Base
 
 
@@ -17,6 +18,9 @@ class Database(Protocol):
 
     def engine(self) -> Engine:
         """Give the engine that the record is kept on; called inside an app context."""
+
+    def end_reads(self) -> None:
+        """Give the connection back that the host's session has only read on; called inside an app context."""
 
 
 class HostDatabase:
@@ -37,12 +41,16 @@ class HostDatabase:
             name = f"{self._metadata.schema}.{table.name}" if self._metadata.schema else table.name
             if name not in self._metadata.tables:  # several apps may share one db
                 table.to_metadata(self._metadata)
+        sessions.watch(db.session)
 
     def engine(self) -> Engine:
         engine: Engine = self._db.engines[self._bind_key]
         if self._metadata.schema:
             return engine.execution_options(schema_translate_map={None: self._metadata.schema})
         return engine
+
+    def end_reads(self) -> None:
+        sessions.end_reads(self._db.session())
 
 
 class FileDatabase:
@@ -63,6 +71,9 @@ class FileDatabase:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._engine = self._open()
             return self._engine
+
+    def end_reads(self) -> None:
+        pass
 
     def _open(self) -> Engine:
         engine = create_engine(f"sqlite:///{self._path}", connect_args={"timeout": 30})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy.dialects.mysql import MEDIUMBLOB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # Ids compare byte for byte on every database: MySQL's and MariaDB's default collations take "A" for "a".
@@ -13,6 +14,9 @@ _BINARY = {
     for dialect in ("mysql", "mariadb")
     for option, value in (("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
+
+# Constraints and indexes stand in __table_args__: those of a column's flags would get names, or none, from
+# the host's metadata, and a later migration could not address them.
 
 # SQLite counts up only a column of the very type INTEGER.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
@@ -45,19 +49,22 @@ class BatchRow(Base):
         status: The provider's status as last seen; null until the provider accepted.
         snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, what was asked for.
         created_at: When it was asked for.
+        refreshed_at: When a list last asked the provider after it; null until then.
         accounted_at: When its results went into the usage; null until then.
     """
 
     __tablename__ = "llm_batches_batch"
     __table_args__ = (
+        UniqueConstraint("uid"),
         UniqueConstraint("provider", "batch_id"),
         Index(None, "owner", "id"),
         Index(None, "batch_id"),
+        Index(None, "state"),
         _BINARY,
     )
 
     id: Mapped[int] = mapped_column(_ID, primary_key=True)
-    uid: Mapped[str] = mapped_column(String(32), unique=True)
+    uid: Mapped[str] = mapped_column(String(32))
     provider: Mapped[str] = mapped_column(String(64))
     batch_id: Mapped[str | None] = mapped_column(String(512))
     state: Mapped[str] = mapped_column(String(16))
@@ -67,7 +74,27 @@ class BatchRow(Base):
     status: Mapped[str | None] = mapped_column(String(16))
     snapshot: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    refreshed_at: Mapped[int | None] = mapped_column(BigInteger)
     accounted_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class ManifestRow(Base):
+    """Some of the ``custom_id``s that went into a batch, to tell which ones did not come out.
+
+    Attributes:
+        batch_uid: Whose they are: ``BatchRow.uid``.
+        part: Counts up from 0; the parts together have all.
+        custom_ids: A JSON array, compressed by zlib.
+    """
+
+    __tablename__ = "llm_batches_manifest"
+    __table_args__ = (_BINARY,)
+
+    batch_uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    custom_ids: Mapped[bytes] = mapped_column(
+        LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")  # a BLOB ends at 64 KB
+    )
 
 
 class UsageRow(Base):
@@ -80,16 +107,17 @@ class UsageRow(Base):
         requested_by: Who asked.
         requests: How many requests went in, or how many rows came out.
         prompt_tokens: Of the results' rows; ``cached_tokens`` are part of them.
+        cost: Of the results, in billionths of a US dollar; null when the price is not known.
         error: The code of what went wrong, for ``create_failed``.
         created_at: When.
     """
 
     __tablename__ = "llm_batches_usage"
-    __table_args__ = (Index(None, "owner", "created_at"), _BINARY)
+    __table_args__ = (Index(None, "owner", "created_at"), Index(None, "batch_uid"), _BINARY)
 
     id: Mapped[int] = mapped_column(_ID, primary_key=True)
     event: Mapped[str] = mapped_column(String(16))
-    batch_uid: Mapped[str] = mapped_column(String(32), index=True)
+    batch_uid: Mapped[str] = mapped_column(String(32))
     owner: Mapped[str] = mapped_column(String(255))
     requested_by: Mapped[str] = mapped_column(String(255))
     provider: Mapped[str] = mapped_column(String(64))
@@ -99,7 +127,29 @@ class UsageRow(Base):
     completion_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cached_tokens: Mapped[int | None] = mapped_column(BigInteger)
     total_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cost: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class IdempotencyRow(Base):
+    """An ``Idempotency-Key`` that was used.
+
+    Attributes:
+        key_hash: SHA-256 of the owner and the key, as hexadecimal digits.
+        fingerprint: SHA-256 of what was asked for.
+        batch_uid: What came of it: ``BatchRow.uid``.
+        answer: The batch as it was answered; null until the provider accepted.
+        created_at: When it was first used.
+    """
+
+    __tablename__ = "llm_batches_idempotency"
+    __table_args__ = (UniqueConstraint("batch_uid"), _BINARY)
+
+    key_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
@@ -115,10 +165,10 @@ class ApiKeyRow(Base):
     """
 
     __tablename__ = "llm_batches_api_key"
-    __table_args__ = (_BINARY,)
+    __table_args__ = (UniqueConstraint("key_hash"), _BINARY)
 
     id: Mapped[int] = mapped_column(_ID, primary_key=True)
-    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    key_hash: Mapped[str] = mapped_column(String(64))
     prefix: Mapped[str] = mapped_column(String(16))
     owner: Mapped[str] = mapped_column(String(255))
     admin: Mapped[bool]

@@ -1,38 +1,27 @@
-"""Every query of the record, each a short transaction of our own."""
+"""The batches that we were asked to make."""
 
 from __future__ import annotations
 
-import logging
-import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from decimal import Decimal
+from itertools import islice
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+import msgspec
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from flask_llm_batches.batch import Batch
-from flask_llm_batches.errors import RecordUnavailable
-from flask_llm_batches.store.database import Database
-from flask_llm_batches.store.models import ApiKeyRow, BatchRow, UsageRow
+from flask_llm_batches.store import idempotency
+from flask_llm_batches.store.models import BatchRow, ManifestRow, UsageRow
+from flask_llm_batches.store.store import Store, is_owned
+from flask_llm_batches.store.usage import Tokens, Usage, use
 
-logger = logging.getLogger(__name__)
-
-
-Usage = dict[str, Any]
-"""The columns of a ``UsageRow`` that was written."""
-
-
-class Tokens(NamedTuple):
-    """What result rows consumed; cached tokens are part of the prompt's."""
-
-    prompt: int
-    completion: int
-    cached: int
-    total: int
+MANIFEST_PART = 10_000
+"""So many ids are in a row of the manifest: few enough for one statement, whatever their length is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,95 +32,93 @@ class Record:
     uid: str
     provider: str
     batch_id: str | None
+    state: str
     owner: str
     model: str
     requests: int
     status: str | None
     snapshot: dict[str, Any]
-    accounted_at: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What is kept of a built-in key; ``ApiKeyRow`` says what each column is."""
-
-    id: int
-    prefix: str
-    owner: str
-    admin: bool
     created_at: int
-    revoked_at: int | None
+    refreshed_at: int | None
+    accounted_at: int | None
 
 
 # Rows are read and written without the ORM's session: that takes a third of the time, in every call.
 _RECORD = select(*(getattr(BatchRow, name) for name in Record.__slots__))
-_API_KEY = select(*(getattr(ApiKeyRow, name) for name in ApiKey.__slots__))
-_FIND_API_KEY = _API_KEY.where(ApiKeyRow.key_hash == bindparam("key_hash"))
+_UNSETTLED = ("submitting", "unknown")
 _FIND = _RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
 
 
-# SQLite's, PostgreSQL's and MariaDB's words.
-_MISSING_TABLE = re.compile(r"no such table|relation .* does not exist|Table .* doesn't exist")
-_HOW_TO_MAKE_TABLES = "; make the tables with flask db migrate and flask db upgrade, or with db.create_all()"
-
-
-class Records:
-    """The record of one app.
-
-    Every method raises ``RecordUnavailable`` when the database does not answer, or lacks the tables.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._database.engine().begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            # The statement and its parameters stay out of the log: they hold what callers sent.
-            reason = getattr(error, "orig", None) or error
-            hint = "" if _MISSING_TABLE.search(str(reason)) is None else _HOW_TO_MAKE_TABLES
-            why = f"{type(reason).__name__}: {reason}{hint}"
-            logger.error("the record of batches is unavailable: %s", why)  # noqa: TRY400
-            raise RecordUnavailable("The record of batches is unavailable. Try again later.") from None
+class Records(Store):
+    """The batches of one app."""
 
     def begin(
-        self, *, provider: str, owner: str, model: str, requests: int, asked_for: Mapping[str, Any]
+        self,
+        *,
+        provider: str,
+        owner: str,
+        model: str,
+        custom_ids: Collection[str],
+        asked_for: Mapping[str, Any],
+        key: Mapping[str, str] | None = None,
     ) -> Record:
-        """Note that a batch is about to be submitted."""
+        """Note that a batch is about to be submitted, and what is in it.
+
+        Args:
+            provider: As ``BatchRow`` has them, like the next ones.
+            owner: See there.
+            model: See there.
+            custom_ids: What is in it.
+            asked_for: The first snapshot.
+            key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
+
+        Raises:
+            KeyUsed: The key was used before.
+        """
         values: dict[str, Any] = {
             "uid": uuid.uuid4().hex,
+            "state": "submitting",
             "provider": provider,
             "owner": owner,
             "model": model,
-            "requests": requests,
+            "requests": len(custom_ids),
             "snapshot": dict(asked_for),
+            "created_at": int(time.time()),
         }
-        made = insert(BatchRow).values(state="submitting", created_at=int(time.time()), **values)
-        with self._transaction() as connection:
-            key = connection.execute(made).inserted_primary_key
-        return Record(id=key[0] if key else 0, batch_id=None, status=None, accounted_at=None, **values)
+        manifest = [
+            {"batch_uid": values["uid"], "part": part, "custom_ids": packed}
+            for part, packed in enumerate(_packed(custom_ids))
+        ]
+        with self.transaction() as connection:
+            if key is not None:
+                idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
+            made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
+            for part in manifest:  # one at a time: a statement may be no larger than MariaDB's packets
+                connection.execute(insert(ManifestRow), part)
+        unknown: dict[str, Any] = dict.fromkeys(("batch_id", "status", "refreshed_at", "accounted_at"))
+        return Record(id=made[0] if made else 0, **unknown, **values)
 
-    def accepted(self, record: Record, batch: Batch, *, requested_by: str) -> Usage:
-        """Note that the provider accepted a batch."""
-        with self._transaction() as connection:
-            _change(
-                connection,
-                record,
-                state="accepted",
-                batch_id=batch.id,
-                status=batch.status,
-                snapshot=batch.to_dict(),
-            )
-            return _use(connection, record, "create", requested_by=requested_by, requests=record.requests)
+    def accepted(self, record: Record, batch: Batch, *, requested_by: str) -> Usage | None:
+        """Note that the provider has a batch, once; whoever comes second is given None."""
+        claim = (
+            update(BatchRow)
+            .where(BatchRow.id == record.id, BatchRow.state != "accepted")
+            .values(state="accepted", batch_id=batch.id, status=batch.status, snapshot=batch.to_dict())
+        )
+        with self.transaction() as connection:
+            if connection.execute(claim).rowcount == 0:
+                return None
+            idempotency.answered(connection, record.uid, batch)
+            return use(connection, record, "create", requested_by=requested_by, requests=record.requests)
 
     def not_accepted(self, record: Record, *, state: str, error: str, requested_by: str) -> Usage:
         """Note that a submit failed: ``failed`` when there is no batch, ``unknown`` when there may be one."""
-        with self._transaction() as connection:
-            _change(connection, record, state=state)
-            return _use(
+        submitting = BatchRow.id == record.id, BatchRow.state == "submitting"
+        with self.transaction() as connection:
+            connection.execute(update(BatchRow).where(*submitting).values(state=state))
+            if state == "failed":
+                idempotency.free(connection, record.uid)
+            return use(
                 connection,
                 record,
                 "create_failed",
@@ -150,44 +137,96 @@ class Records:
             .where(BatchRow.id == record.id, BatchRow.status != batch.status)
             .values(status=batch.status)
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _change(connection, record, snapshot=snapshot)
             return connection.execute(news).rowcount == 1
 
-    def keys(self) -> list[ApiKey]:
-        """Give every built-in key, oldest first."""
-        with self._transaction() as connection:
-            return [ApiKey(*row) for row in connection.execute(_API_KEY.order_by(ApiKeyRow.id))]
+    def unsettled(self, *, owner: str | None = None, provider: str | None = None) -> Sequence[Record]:
+        """Give the batches of which nobody knows whether they are at the provider, oldest first.
+
+        Those that are being submitted at this moment are among them.
+        """
+        query = _RECORD.where(BatchRow.state.in_(_UNSETTLED))
+        if owner is not None:
+            query = query.where(is_owned(BatchRow.owner, owner))
+        if provider is not None:
+            query = query.where(BatchRow.provider == provider)
+        with self.transaction() as connection:
+            return [Record(*row) for row in connection.execute(query.order_by(BatchRow.id))]
+
+    def not_there(self, record: Record) -> None:
+        """Note that the provider does not have an unsettled batch."""
+        claim = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state.in_(_UNSETTLED))
+        with self.transaction() as connection:
+            if connection.execute(claim.values(state="failed")).rowcount == 1:
+                idempotency.free(connection, record.uid)
+
+    def given_up_at(self, record: Record) -> int:
+        """Say when the submit of a batch went wrong; when it was begun if nobody saw the end of it."""
+        query = select(func.max(UsageRow.created_at)).where(
+            UsageRow.batch_uid == record.uid, UsageRow.event == "create_failed"
+        )
+        with self.transaction() as connection:
+            return connection.execute(query).scalar() or record.created_at
+
+    def by_uid(self, uid: str) -> Record | None:
+        """Find a batch by our own id."""
+        with self.transaction() as connection:
+            row = connection.execute(_RECORD.where(BatchRow.uid == uid)).first()
+        return None if row is None else Record(*row)
+
+    def claim_refresh(self, records: Iterable[Record], *, before: int) -> Sequence[Record]:
+        """Give those of the records that no list has asked after since then; nobody else gets the same."""
+        now = int(time.time())
+        claimed = []
+        with self.transaction() as connection:
+            for record in records:
+                stale = or_(BatchRow.refreshed_at.is_(None), BatchRow.refreshed_at <= before)
+                claim = update(BatchRow).where(BatchRow.id == record.id, stale).values(refreshed_at=now)
+                if connection.execute(claim).rowcount == 1:
+                    claimed.append(record)
+        return claimed
 
     def find(self, batch_id: str) -> list[Record]:
         """Find the batches with a provider's id: more than one where providers gave out the same."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [Record(*row) for row in connection.execute(_FIND, {"batch_id": batch_id})]
 
     def list(
         self, *, owner: str, provider: str | None, after: Record | None, limit: int
     ) -> tuple[list[Record], bool]:
         """List an owner's accepted batches, newest first, and say whether there are more."""
-        query = _RECORD.where(BatchRow.owner == owner, BatchRow.batch_id.is_not(None))
+        query = _RECORD.where(is_owned(BatchRow.owner, owner), BatchRow.batch_id.is_not(None))
         if provider is not None:
             query = query.where(BatchRow.provider == provider)
         if after is not None:
             query = query.where(BatchRow.id < after.id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
         return [Record(*row) for row in rows[:limit]], len(rows) > limit
 
-    def account(self, record: Record, tokens: Tokens, *, requested_by: str, rows: int) -> Usage | None:
+    def custom_ids(self, record: Record, part: int) -> Sequence[str]:
+        """Give some of the ids that went into a batch; none when there is no such part."""
+        query = select(ManifestRow.custom_ids).where(
+            ManifestRow.batch_uid == record.uid, ManifestRow.part == part
+        )
+        with self.transaction() as connection:
+            packed = connection.execute(query).scalar()
+        return () if packed is None else msgspec.json.decode(zlib.decompress(packed), type=tuple[str, ...])
+
+    def account(
+        self, record: Record, tokens: Tokens, *, requested_by: str, rows: int, cost: Decimal | None
+    ) -> Usage | None:
         """Put a batch's results into the usage, once; whoever comes second is given None."""
         claim = (
             update(BatchRow)
             .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
             .values(accounted_at=int(time.time()))
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if connection.execute(claim).rowcount == 0:
                 return None
-            return _use(
+            return use(
                 connection,
                 record,
                 "results",
@@ -197,46 +236,15 @@ class Records:
                 completion_tokens=tokens.completion,
                 cached_tokens=tokens.cached,
                 total_tokens=tokens.total,
+                cost=cost,
             )
 
-    def add_key(self, *, key_hash: str, prefix: str, owner: str, admin: bool) -> None:
-        """Keep a new built-in key."""
-        made = insert(ApiKeyRow).values(
-            key_hash=key_hash, prefix=prefix, owner=owner, admin=admin, created_at=int(time.time())
-        )
-        with self._transaction() as connection:
-            connection.execute(made)
 
-    def find_key(self, key_hash: str) -> ApiKey | None:
-        """Find a built-in key, revoked or not."""
-        with self._transaction() as connection:
-            row = connection.execute(_FIND_API_KEY, {"key_hash": key_hash}).first()
-        return None if row is None else ApiKey(*row)
-
-    def revoke_key(self, key_id: int) -> bool:
-        """Take a key no longer; False if there is none of that id that was still taken."""
-        revoked = (
-            update(ApiKeyRow)
-            .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
-            .values(revoked_at=int(time.time()))
-        )
-        with self._transaction() as connection:
-            return connection.execute(revoked).rowcount == 1
+def _packed(custom_ids: Iterable[str]) -> Iterator[bytes]:
+    remaining = iter(custom_ids)
+    while part := list(islice(remaining, MANIFEST_PART)):
+        yield zlib.compress(msgspec.json.encode(part), level=1)
 
 
 def _change(connection: Connection, record: Record, **values: Any) -> None:
     connection.execute(update(BatchRow).where(BatchRow.id == record.id).values(**values))
-
-
-def _use(connection: Connection, record: Record, event: str, **values: Any) -> Usage:
-    used = {
-        "event": event,
-        "batch_uid": record.uid,
-        "owner": record.owner,
-        "provider": record.provider,
-        "model": record.model,
-        "created_at": int(time.time()),
-        **values,
-    }
-    connection.execute(insert(UsageRow).values(used))
-    return used

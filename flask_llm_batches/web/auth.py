@@ -40,7 +40,9 @@ def authenticate(authenticator: Authenticator | None) -> None:
     Raises:
         Unauthenticated: Nobody says who.
     """
-    g.llm_batches_principal = _by_host(authenticator) or _by_key()
+    principal = _by_host(authenticator)
+    current_llm_batches.end_reads()
+    g.llm_batches_principal = principal or _by_key()
     if g.llm_batches_principal is None:
         raise Unauthenticated("Missing or invalid credentials")
 

@@ -9,15 +9,22 @@ from typing import Any
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
+from flask_llm_batches.core.idempotency import HEADER
 from flask_llm_batches.web.schemas import (
     BatchListSchema,
     BatchQuerySchema,
     BatchSchema,
+    CheckedSchema,
     CreateBatchSchema,
+    CreateQuerySchema,
     ErrorSchema,
     ListQuerySchema,
+    ResultsQuerySchema,
     ResultsSchema,
+    UsageQuerySchema,
+    UsageSchema,
 )
+from flask_llm_batches.web.stream import NDJSON
 
 _ERRORS = {
     400: "`invalid_model`, `unknown_provider` or `provider_rejected`, the last in the provider's words",
@@ -25,10 +32,11 @@ _ERRORS = {
     403: "`forbidden`",
     404: "`not_found`: no such batch, or someone else's",
     405: "`method_not_allowed`: this path has other methods",
-    409: "`batch_not_complete`: come back after `Retry-After`; or `batch_failed`: it never will be",
+    409: "`batch_not_complete`, `idempotency_in_progress`: come back after `Retry-After`; `batch_failed`",
     413: "`too_large`",
     415: "`unsupported_media_type`",
-    422: "`validation_error`, `invalid_json` or `unsupported_provider`",
+    422: "`validation_error`, `invalid_json`, `unsupported_provider`, `unsupported_parameters` or "
+    "`idempotency_mismatch`",
     429: "`rate_limited`: the provider's own limit, or the app's",
     500: "`internal_error`",
     502: "`provider_error`: the provider failed; what it said is in the log",
@@ -61,6 +69,29 @@ _ID = {
 }
 
 
+def _of_lines(description: str) -> dict[str, Any]:
+    return {kind: {"schema": {"type": "string", "description": description}} for kind in NDJSON}
+
+
+_LINES = _of_lines("A line each: `custom_id` and `body`, or OpenAI's own; blank ones are skipped.")
+_LINES_QUERY = [
+    {
+        "name": name,
+        "in": "query",
+        "description": f"Only with JSONL, and as `{name}` is in JSON.",
+        "schema": {"type": "string"},
+    }
+    for name in ("model", "completion_window", "endpoint", "user")
+]
+_IDEMPOTENCY_KEY = {
+    "name": HEADER,
+    "in": "header",
+    "description": "The same create with the same key gives the same batch, for a day.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+_ROWS = _of_lines("A `Row` each, and blank ones; when it was interrupted the last one is an `Error`.")
+
+
 @lru_cache(maxsize=8)
 def document(prefix: str, server: str = "/") -> dict[str, Any]:
     """Give the OpenAPI 3.1 document.
@@ -85,7 +116,14 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
     by_id = [_ID, {"in": "query", "schema": BatchQuerySchema}]
     usual = (400, 401, 403, 405, 422, 429, 500, 502, 503, 504)
     listed = {"in": "query", "schema": ListQuerySchema}
-    created = {"required": True, "content": {"application/json": {"schema": CreateBatchSchema}}}
+    created = {
+        "required": True,
+        "description": "May be packed with gzip. With JSONL, what is no request is in the query.",
+        "content": {
+            "application/json": {"schema": CreateBatchSchema},
+            **_LINES,
+        },
+    }
     spec.path(
         prefix,
         operations={
@@ -94,22 +132,47 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
             )
             | {"description": "The caller's own; for an admin what the provider has, and it must be named."},
             "post": _operation(
-                "create", "Hand in a batch", BatchSchema, (*usual, 413, 415), requestBody=created
-            ),
+                "create",
+                "Hand in a batch",
+                {"anyOf": [BatchSchema, CheckedSchema]},
+                (*usual, 409, 413, 415),
+                parameters=[{"in": "query", "schema": CreateQuerySchema}, *_LINES_QUERY, _IDEMPOTENCY_KEY],
+                requestBody=created,
+            )
+            | {"description": "A dry run answers what it has found, anything else the batch."},
         },
     )
-    for path, method, name, summary, schema, errors in (
-        ("", "get", "retrieve", "Ask after a batch", BatchSchema, (*usual, 404)),
-        ("/cancel", "post", "cancel", "Ask for a batch to be cancelled", BatchSchema, (*usual, 404)),
-        ("/results", "get", "results", "Fetch the results", ResultsSchema, (*usual, 404, 409)),
+    of_one = (*usual, 404)
+    retrieve = _operation("retrieve", "Ask after a batch", BatchSchema, of_one, parameters=by_id)
+    cancel = _operation("cancel", "Ask for a batch to be cancelled", BatchSchema, of_one, parameters=by_id)
+    results = _operation(
+        "results",
+        "Fetch the results",
+        ResultsSchema,
+        (*of_one, 409),
+        parameters=[_ID, {"in": "query", "schema": ResultsQuerySchema}],
+    )
+    results["responses"]["200"]["content"] |= _ROWS
+    for path, method, operation in (
+        ("", "get", retrieve),
+        ("/cancel", "post", cancel),
+        ("/results", "get", results),
     ):
-        operation = _operation(name, summary, schema, errors, parameters=by_id)
         spec.path(f"{prefix}/{{batch_id}}{path}", operations={method: operation})
+    usage = _operation(
+        "usage",
+        "Sum up the usage",
+        UsageSchema,
+        usual,
+        parameters=[{"in": "query", "schema": UsageQuerySchema}],
+    )
+    usage["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
+    spec.path(f"{prefix}/usage", operations={"get": usage})
     made: dict[str, Any] = spec.to_dict()
     return made
 
 
-def _operation(name: str, summary: str, schema: type, errors: tuple[int, ...], **more: Any) -> dict[str, Any]:
+def _operation(name: str, summary: str, schema: Any, errors: tuple[int, ...], **more: Any) -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {"description": summary, "content": {"application/json": {"schema": schema}}}
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -62,21 +65,21 @@ class RequestSchema(Schema):
         unknown = EXCLUDE
 
 
-class CreateBatchSchema(RequestSchema):
+class CreateQuerySchema(RequestSchema):
+    dry_run = fields.Boolean(
+        load_default=False, metadata={"description": "Check everything, and send nothing."}
+    )
+
+
+class _AskedSchema(RequestSchema):
+    """What a create says besides its requests."""
+
     model = fields.String(
         required=True,
         validate=validate.Length(min=1, max=255),
         metadata={"description": "`provider:model`", "pattern": "^[^:/]+[:/].+"},
     )
-    requests = RawArray(required=True, metadata=_REQUESTS)
     completion_window = fields.String(load_default="24h", validate=validate.Length(min=1, max=64))
-    metadata = fields.Dict(
-        keys=fields.String(validate=validate.Length(min=1, max=64)),
-        values=fields.String(validate=validate.Length(max=512)),
-        load_default=None,
-        allow_none=True,
-        validate=validate.Length(max=MAX_METADATA),
-    )
     endpoint = fields.String(
         load_default=DEFAULT_ENDPOINT,
         validate=validate.Regexp(
@@ -85,8 +88,38 @@ class CreateBatchSchema(RequestSchema):
         metadata={"pattern": "^/[A-Za-z0-9_./-]{1,255}$"},  # "\\Z" is Python's own
     )
     user = fields.String(
-        load_default=None, allow_none=True, validate=validate.Length(min=1, max=MAX_OWNER_LENGTH)
+        load_default=None,
+        allow_none=True,
+        validate=[
+            validate.Length(min=1, max=MAX_OWNER_LENGTH),
+            validate.ContainsNoneOf("\0", error="May not contain U+0000."),
+        ],
     )
+
+
+class LinesQuerySchema(CreateQuerySchema, _AskedSchema):
+    """The query of a create whose body is JSONL."""
+
+
+class CreateBatchSchema(_AskedSchema):
+    requests = RawArray(required=True, metadata=_REQUESTS)
+    metadata = fields.Dict(
+        keys=fields.String(validate=validate.Length(min=1, max=64)),
+        values=fields.String(validate=validate.Length(max=512)),
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(max=MAX_METADATA),
+    )
+
+
+class CheckedSchema(Schema):
+    """What a dry run found: nothing wrong."""
+
+    valid = fields.Constant(True, required=True, metadata={"type": "boolean", "enum": [True]})
+    requests = fields.Integer(required=True)
+    bytes = fields.Integer(required=True, attribute="size")
+    provider = fields.String(required=True)
+    warnings = fields.List(fields.String(), required=True)
 
 
 class BatchQuerySchema(RequestSchema):
@@ -96,6 +129,13 @@ class BatchQuerySchema(RequestSchema):
 class ListQuerySchema(BatchQuerySchema):
     after = fields.String(validate=validate.Length(min=1, max=512))
     limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=100))
+
+
+class ResultsQuerySchema(BatchQuerySchema):
+    status = fields.String(
+        validate=validate.OneOf(["succeeded", "failed"]),
+        metadata={"description": "Only the rows that have a result, or only those that have an error."},
+    )
 
 
 def _nullable_time(moment: str) -> fields.Integer:
@@ -134,6 +174,58 @@ class BatchSchema(Schema):
     request_counts = fields.Nested(RequestCountsSchema, required=True, allow_none=True)
     metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True, allow_none=True)
     usage = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+
+
+class Moment(fields.Field[int]):
+    """A day such as 2026-11-01, a time such as 2026-11-01T12:00:00Z, or Unix seconds; UTC unless it says."""
+
+    default_error_messages = {  # noqa: RUF012  # as marshmallow declares it
+        "invalid": "Not a day such as 2026-11-01, a time such as 2026-11-01T12:00:00Z, or Unix seconds."
+    }
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        try:
+            if re.fullmatch(r"[0-9]{1,11}", value):
+                return int(value)
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise self.make_error("invalid") from None
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+_MOMENT = {"type": "string", "description": Moment.__doc__}
+
+
+class UsageQuerySchema(RequestSchema):
+    since = Moment(metadata=_MOMENT | {"example": "2026-11-01"})
+    until = Moment(metadata=_MOMENT | {"example": "2026-12-01"})
+    group_by = fields.String(validate=validate.OneOf(["owner", "model", "provider", "day"]))
+
+
+class UsageSumSchema(Schema):
+    """What was used: batches when they were created, tokens and cost when results were first fetched."""
+
+    group = fields.String(required=True, allow_none=True)
+    batches = fields.Integer(required=True)
+    requests = fields.Integer(required=True)
+    prompt_tokens = fields.Integer(required=True)
+    completion_tokens = fields.Integer(required=True)
+    cached_tokens = fields.Integer(required=True)
+    total_tokens = fields.Integer(required=True)
+    cost = fields.Decimal(
+        required=True,
+        as_string=True,
+        metadata={"type": "string", "description": "US dollars, where the price is known."},
+    )
+    unpriced = fields.Integer(
+        required=True, metadata={"description": "Batches with results whose price is not known."}
+    )
+
+
+class UsageSchema(Schema):
+    object = fields.Constant("list", required=True, metadata={"type": "string", "enum": ["list"]})
+    group_by = fields.String(required=True, allow_none=True)
+    data = fields.List(fields.Nested(UsageSumSchema), required=True)
 
 
 class BatchListSchema(Schema):
@@ -223,7 +315,7 @@ def load_create(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise ValidationFailed({"_schema": ["The body is empty: send a JSON object."]})
     try:
-        raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        raw = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, msgspec.Raw])
         requests = raw.pop("requests", None)
         data = {name: msgspec.json.decode(value) for name, value in raw.items()}
     except msgspec.ValidationError:

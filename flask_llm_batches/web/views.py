@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -13,40 +14,78 @@ from marshmallow import Schema
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.routing import PathConverter
 
+from flask_llm_batches.core.idempotency import HEADER as IDEMPOTENCY_KEY
 from flask_llm_batches.core.service import current_llm_batches
-from flask_llm_batches.errors import Forbidden, HTTPError, LLMBatchesError, UnsupportedMediaType
+from flask_llm_batches.core.usage import group_name, usage_csv
+from flask_llm_batches.errors import (
+    Forbidden,
+    HTTPError,
+    LLMBatchesError,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+from flask_llm_batches.jsonl import split_lines
 from flask_llm_batches.web.auth import Hooks, authenticate, caller
+from flask_llm_batches.web.body import read_body
 from flask_llm_batches.web.openapi import document
 from flask_llm_batches.web.schemas import (
     HTTP_CODES,
     BatchListSchema,
     BatchQuerySchema,
     BatchSchema,
+    CheckedSchema,
+    CreateQuerySchema,
+    LinesQuerySchema,
     ListQuerySchema,
-    ResultsSchema,
+    ResultsQuerySchema,
+    UsageQuerySchema,
+    UsageSchema,
     dump_error,
     load,
     load_create,
 )
+from flask_llm_batches.web.stream import NDJSON, json_stream, ndjson_stream
 
 # Made once: a schema copies all its fields when it is made.
-BATCH, BATCH_LIST, RESULTS = BatchSchema(), BatchListSchema(), ResultsSchema()
-BATCH_QUERY, LIST_QUERY = BatchQuerySchema(), ListQuerySchema()
+BATCH, BATCH_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
+CREATE_QUERY, LINES_QUERY = CreateQuerySchema(), LinesQuerySchema()
+USAGE, USAGE_QUERY = UsageSchema(), UsageQuerySchema()
+BATCH_QUERY, LIST_QUERY, RESULTS_QUERY = BatchQuerySchema(), ListQuerySchema(), ResultsQuerySchema()
+
+USAGE_TYPES = ("application/json", "text/csv")
+ROW_TYPES = ("application/json", *NDJSON)
 
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def create() -> Response:
-    body = request.get_data(cache=False)
-    if body and not request.is_json:
-        raise UnsupportedMediaType("The Content-Type of a create must be application/json")
-    data = load_create(body)
-    user = data.pop("user")
+    body = read_body()
+    if request.mimetype in NDJSON:
+        data = load(LINES_QUERY, request.args.to_dict()) | {"requests": split_lines(body)}
+    else:
+        content = BytesIO()  # gives what it holds: a list of chunks and their sum would be twice the body
+        for chunk in body:
+            if not request.is_json:
+                raise UnsupportedMediaType(f"The Content-Type of a create must be {' or '.join(ROW_TYPES)}")
+            content.write(chunk)
+        data = load_create(content.getvalue()) | load(CREATE_QUERY, request.args.to_dict())
+    user, dry_run = data.pop("user"), data.pop("dry_run")
     principal = caller()
     if user not in (None, principal.owner) and not principal.admin:
         raise Forbidden("Only an admin may name another user than themselves", param="user")
-    batch = current_llm_batches.create(owner=user or principal.owner, requested_by=principal.owner, **data)
-    return _answer(BATCH, batch)
+    owner = user or principal.owner
+    if dry_run:
+        return _answer(CHECKED, current_llm_batches.check(owner=owner, **data))
+    created = current_llm_batches.create_once(
+        owner=owner,
+        requested_by=principal.owner,
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+        **data,
+    )
+    response = _answer(BATCH, created.batch)
+    if created.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response
 
 
 def list_batches() -> Response:
@@ -56,9 +95,8 @@ def list_batches() -> Response:
 
 def retrieve(batch_id: str) -> Response:
     query = load(BATCH_QUERY, request.args.to_dict())
-    return _answer(
-        BatchSchema(), current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=_owner(), **query)
-    )
+    batch = current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=_owner(), **query)
+    return _answer(BATCH, batch)
 
 
 def cancel(batch_id: str) -> Response:
@@ -67,9 +105,22 @@ def cancel(batch_id: str) -> Response:
 
 
 def results(batch_id: str) -> Response:
-    query = load(BATCH_QUERY, request.args.to_dict())
+    query = load(RESULTS_QUERY, request.args.to_dict())
     rows = current_llm_batches.results(batch_id, owner=_owner(), requested_by=caller().owner, **query)
-    return _answer(RESULTS, {"results": rows})
+    mimetype = request.accept_mimetypes.best_match(ROW_TYPES, "application/json")
+    response = Response((ndjson_stream if mimetype in NDJSON else json_stream)(rows), mimetype=mimetype)
+    response.call_on_close(rows.close)
+    return response
+
+
+def usage() -> Response:
+    query = load(USAGE_QUERY, request.args.to_dict())
+    sums = current_llm_batches.usage(owner=_owner(), **query)
+    group_by = query.get("group_by")
+    if request.accept_mimetypes.best_match(USAGE_TYPES, "application/json") == "text/csv":
+        return Response(usage_csv(sums, group_by), mimetype="text/csv")
+    rows = [row._asdict() | {"group": group_name(row, group_by)} for row in sums]
+    return _answer(USAGE, {"group_by": group_by, "data": rows})
 
 
 def openapi() -> Response:
@@ -88,6 +139,7 @@ class BatchIdConverter(PathConverter):
 ROUTES: tuple[tuple[str, dict[str, Callable[..., Response]]], ...] = (
     ("", {"GET": list_batches, "POST": create}),
     ("/openapi.json", {"GET": openapi}),
+    ("/usage", {"GET": usage}),
     ("/<llm_batch_id:batch_id>", {"GET": retrieve}),
     ("/<llm_batch_id:batch_id>/cancel", {"POST": cancel}),
     ("/<llm_batch_id:batch_id>/cancel/", {"POST": cancel}),
@@ -155,7 +207,7 @@ def _only(*methods: str) -> Callable[..., Response]:
 
 
 def _answer_error(error: LLMBatchesError) -> Response:
-    response = _json(dump_error(error, "body" if _asks_for(create) else "query"))
+    response = _json(dump_error(error, _location(error)))
     response.status_code = error.status
     response.headers.extend(error.headers)
     if error.retry_after is not None:
@@ -165,11 +217,22 @@ def _answer_error(error: LLMBatchesError) -> Response:
     return response
 
 
+def _location(error: LLMBatchesError) -> str:
+    """Say where the fields are that an error is about."""
+    if not _asks_for(create):
+        return "query"
+    wrong = error.messages.keys() if isinstance(error, ValidationFailed) else set()
+    if IDEMPOTENCY_KEY in (error.param, *wrong):
+        return "header"
+    query = LINES_QUERY if request.mimetype in NDJSON else CREATE_QUERY
+    return "query" if wrong and wrong <= query.fields.keys() else "body"
+
+
 def _http_error(error: HTTPException) -> HTTPError:
     """Say an error of Flask's, or of a host's ``abort``, as one of ours."""
     message = error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
-        message = f"The body is larger than {request.max_content_length} bytes"
+        message = f"The body is larger than {request.max_content_length} bytes, the limit of this server"
     status = error.code or 500
     headers = [(name, value) for name, value in error.get_headers() if name.lower() != "content-type"]
     return HTTPError(message, status=status, code=HTTP_CODES[status], headers=headers)

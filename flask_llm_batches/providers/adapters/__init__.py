@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from flask_llm_batches.providers.adapters.base import Adapter, Page, Row, Submission
+from flask_llm_batches.providers.adapters import refused
+from flask_llm_batches.providers.adapters.anthropic import AnthropicAdapter
+from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission, Unsuitable
+from flask_llm_batches.providers.adapters.gemini import GeminiAdapter
+from flask_llm_batches.providers.adapters.mistral import MistralAdapter
 from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
 
-__all__ = ["Adapter", "Page", "Row", "Submission", "adapter_class"]
+__all__ = ["Adapter", "Page", "Submission", "Unsuitable", "adapter_class"]
+
+
+class _NeosantaraAdapter(OpenAIAdapter):
+    """OpenAI's protocol, through OpenAI's SDK; its limits are not known."""
+
+    max_requests = None
+    max_bytes = None
+
+
+_ADAPTERS: dict[str, type[Adapter]] = {
+    "anthropic": AnthropicAdapter,
+    "azureanthropic": refused.AzureAnthropicAdapter,
+    "bedrock": refused.BedrockAdapter,
+    "gemini": GeminiAdapter,
+    "mistral": MistralAdapter,
+    "neosantara": _NeosantaraAdapter,
+    "openai": OpenAIAdapter,
+    "otari": refused.OtariAdapter,
+    "vertexai": refused.VertexAIAdapter,
+    "vertexaianthropic": refused.VertexAIAnthropicAdapter,
+}
 
 
 def adapter_class(kind: str) -> type[Adapter]:
     """Give the adapter for one of any-llm's providers; every provider has one."""
-    return {"openai": OpenAIAdapter}.get(kind, Adapter)
+    return _ADAPTERS.get(kind, Adapter)

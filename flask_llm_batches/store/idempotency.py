@@ -1,0 +1,79 @@
+"""The keys with which creates can be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from flask_llm_batches.batch import Batch
+from flask_llm_batches.store.models import IdempotencyRow
+from flask_llm_batches.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An ``Idempotency-Key`` that was used before; ``IdempotencyRow`` says what each column is."""
+
+    key_hash: str
+    fingerprint: str
+    batch_uid: str
+    answer: dict[str, Any] | None
+    created_at: int
+
+
+class KeyUsed(Exception):
+    """An ``Idempotency-Key`` was used before."""
+
+
+_USE = select(*(getattr(IdempotencyRow, name) for name in Use.__slots__))
+
+
+class Uses(Store):
+    """The keys that were used in one app."""
+
+    def find(self, key_hash: str) -> Use | None:
+        """Find the use of an ``Idempotency-Key``."""
+        query = _USE.where(IdempotencyRow.key_hash == key_hash)
+        with self.transaction() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Use(*row)
+
+    def forget(self, use: Use) -> None:
+        """Let an ``Idempotency-Key`` be used anew, unless it has been meanwhile."""
+        gone = delete(IdempotencyRow).where(
+            IdempotencyRow.key_hash == use.key_hash, IdempotencyRow.batch_uid == use.batch_uid
+        )
+        with self.transaction() as connection:
+            connection.execute(gone)
+
+    def forget_all(self, *, before: int) -> None:
+        """Let every ``Idempotency-Key`` be used anew that was first used before then."""
+        with self.transaction() as connection:
+            connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
+
+
+def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at: int) -> None:
+    """Note that a key is used: its ``key_hash`` and ``fingerprint``.
+
+    Raises:
+        KeyUsed: It was used before.
+    """
+    try:
+        connection.execute(insert(IdempotencyRow).values(batch_uid=batch_uid, created_at=at, **key))
+    except IntegrityError:
+        raise KeyUsed from None
+
+
+def answered(connection: Connection, batch_uid: str, batch: Batch) -> None:
+    """Keep what a create with a key is answered."""
+    used = update(IdempotencyRow).where(IdempotencyRow.batch_uid == batch_uid)
+    connection.execute(used.values(answer=batch.to_dict()))
+
+
+def free(connection: Connection, batch_uid: str) -> None:
+    """Let an ``Idempotency-Key`` be used anew that made no batch."""
+    connection.execute(delete(IdempotencyRow).where(IdempotencyRow.batch_uid == batch_uid))

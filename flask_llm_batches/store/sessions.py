@@ -1,0 +1,56 @@
+"""The host's ``db.session``: what it has only read on goes back to the pool before a provider is called."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
+
+# Whatever else is said may change something, or hold a lock.
+_READ = re.compile(r"\s*SELECT\b(?!.*\b(?:FOR|INTO|LOCK)\b)", re.IGNORECASE | re.DOTALL)
+
+_WATCH = "llm_batches_watch"
+
+
+class _Watch:
+    """Sees what is said in a transaction of a session, on all its connections."""
+
+    def __init__(self, transaction: SessionTransaction) -> None:
+        self.transaction = weakref.ref(transaction)
+        self.only_reads = True
+
+    def look(self, _connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
+        self.only_reads = self.only_reads and _READ.match(statement) is not None
+
+
+def watch(sessions: scoped_session[Any]) -> None:
+    """Have ``end_reads`` know what the sessions say from now on."""
+    if not event.contains(sessions, "after_begin", _begin):  # several apps may share one db
+        event.listen(sessions, "after_begin", _begin)
+
+
+def end_reads(session: Session) -> None:
+    """End the transaction of a session if it has only read; when in doubt, leave it alone.
+
+    What was loaded stays in the session, and is loaded again when somebody looks at it.
+    """
+    transaction = session.get_transaction()
+    watched: _Watch | None = session.info.get(_WATCH)
+    if transaction is None or watched is None or watched.transaction() is not transaction:
+        return
+    if not watched.only_reads or session.new or session.dirty or session.deleted:
+        return
+    if transaction.origin is SessionTransactionOrigin.AUTOBEGIN:  # who begins in so many words ends it, too
+        session.rollback()
+
+
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    outermost = session.get_transaction() or transaction
+    watched: _Watch | None = session.info.get(_WATCH)
+    if watched is None or watched.transaction() is not outermost:
+        watched = session.info[_WATCH] = _Watch(outermost)
+    # On the connection: a session's own events miss what is said on session.connection().
+    event.listen(connection, "before_cursor_execute", watched.look)

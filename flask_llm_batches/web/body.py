@@ -1,0 +1,78 @@
+"""The body of a create as it comes: unpacked, and no more of it than is allowed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from flask import request
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+
+from flask_llm_batches.errors import UnsupportedMediaType, ValidationFailed
+
+_CHUNK = 1 << 16
+
+
+def read_body() -> Iterator[bytes]:
+    """Give the body in chunks, read from the socket one by one.
+
+    Raises:
+        ClientDisconnected: It breaks off.
+        RequestEntityTooLarge: It has more bytes than ``request.max_content_length``, packed or unpacked.
+        UnsupportedMediaType: Its Content-Encoding is not gzip.
+        ValidationFailed: It is not what its Content-Encoding says.
+    """
+    chunks = _received()
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        return chunks
+    if encoding not in ("gzip", "x-gzip"):
+        raise UnsupportedMediaType("The Content-Encoding of a create must be gzip, or none")
+    return _within_limit(_gunzipped(chunks), request.max_content_length)
+
+
+def _received() -> Iterator[bytes]:
+    size = 0
+    while chunk := _receive():
+        size += len(chunk)
+        yield chunk
+    # Where the server says that its stream ends by itself, nobody else looks.
+    if size < (request.content_length or 0):
+        raise ClientDisconnected
+
+
+def _receive() -> bytes:
+    try:
+        return request.stream.read(_CHUNK)
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001  # every server has its own for a body that breaks off
+        raise ClientDisconnected from None
+
+
+def _gunzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    unpack = zlib.decompressobj(wbits=31)
+    begun = False
+    try:
+        for chunk in chunks:
+            packed = chunk
+            while packed:
+                if unpack.eof:  # another member follows
+                    unpack = zlib.decompressobj(wbits=31)
+                # No more than so much at a time: a few bytes may stand for gigabytes.
+                yield unpack.decompress(packed, _CHUNK)
+                packed = unpack.unconsumed_tail or unpack.unused_data
+                begun = True
+    except zlib.error:
+        raise ValidationFailed({"_schema": ["The body is not gzip, as its Content-Encoding says."]}) from None
+    if begun and not unpack.eof:
+        raise ValidationFailed({"_schema": ["The body ends before its gzip does."]})
+
+
+def _within_limit(chunks: Iterator[bytes], limit: int | None) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise RequestEntityTooLarge
+        yield chunk

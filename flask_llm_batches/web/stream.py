@@ -1,0 +1,74 @@
+"""Result rows onto the wire as they come, as JSON or as NDJSON.
+
+White space goes out while no row comes, because a server notices that a caller has hung up only when it
+sends. A failure on the way never looks like the end: it is raised in the server, which breaks the connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from flask_llm_batches.batch import Row
+from flask_llm_batches.core.results import BEAT, Results
+from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.web.schemas import dump_error
+
+NDJSON = ("application/x-ndjson", "application/jsonl")
+"""What lines of JSON are called, by those who send them and those who ask for them."""
+
+_encoder = msgspec.json.Encoder()
+
+# JSON may have them in strings, and the last one between its values, but who reads lines as Python and others
+# do takes them for ends of lines.
+_LINE_ENDS = (
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+    (b"\xc2\x85", rb"\u0085"),
+    (b"\r", b" "),
+)
+
+
+class ResultsInterrupted(Exception):
+    """Rows could not be sent to the end; what happened is in the log already."""
+
+
+def json_stream(results: Results) -> Iterator[bytes]:
+    """Give ``{"results": [row, ...]}``; when it is interrupted its end is missing."""
+    head, comma = b'{"results": [', b""
+    for rows in _rows(results):
+        if isinstance(rows, LLMBatchesError):
+            raise ResultsInterrupted(str(rows))
+        if rows:
+            yield head + comma + _encoder.encode(rows)[1:-1]
+            comma = b","
+        else:
+            yield head + b" "
+        head = b""
+    yield head + b"]}"
+
+
+def ndjson_stream(results: Results) -> Iterator[bytes]:
+    """Give a line for each row, and blank ones; when it is interrupted the last one is an error's body."""
+    for rows in _rows(results):
+        if isinstance(rows, LLMBatchesError):
+            yield _encoder.encode(dump_error(rows, "query")) + b"\n"
+            raise ResultsInterrupted(str(rows))
+        lines = _encoder.encode_lines(rows)
+        for end, escape in _LINE_ENDS:
+            lines = lines.replace(end, escape)
+        yield lines or b"\n"
+
+
+def _rows(results: Results) -> Iterator[Sequence[Row] | LLMBatchesError]:
+    """Give rows, none when it is time for white space, and what went wrong."""
+    sent = -BEAT  # the silence before the first row counts
+    try:
+        for rows in results.groups():
+            if rows or time.monotonic() - sent >= BEAT:
+                yield rows or ()
+                sent = time.monotonic()
+    except LLMBatchesError as error:
+        yield error

@@ -1,0 +1,100 @@
+"""Processes to kill: ``python -m tests.killed POINT MODEL`` kills itself at a point of a create."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from flask_llm_batches.providers.adapters.anthropic import AnthropicAdapter
+from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
+from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.store import idempotency, records
+from flask_llm_batches.web import views
+from tests.hosts import dispose, from_environment, requests
+
+ADAPTERS = {"openai": OpenAIAdapter, "anthropic": AnthropicAdapter}
+
+
+def body(model: str) -> dict[str, Any]:
+    """Give a create that takes some writes to upload."""
+    return {"model": model, "requests": requests(2000, max_tokens=9)}
+
+
+def die(*_: object, **__: object) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(place: Any, name: str) -> None:
+    setattr(place, name, die)
+
+
+def after(place: Any, name: str) -> None:
+    work = getattr(place, name)
+
+    def last(*arguments: Any, **named: Any) -> None:
+        work(*arguments, **named)
+        die()
+
+    async def last_awaited(*arguments: Any, **named: Any) -> None:
+        await work(*arguments, **named)
+        die()
+
+    setattr(place, name, last_awaited if place in ADAPTERS.values() else last)
+
+
+def half_read(_provider: str) -> None:
+    class Half(FileIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            return die() if self.reads == 3 else super().read(-1 if size is None else min(size, 1 << 14))
+
+    usual = Path.open
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> Any:
+        return Half(path) if path.suffix == ".jsonl" else usual(path, *arguments, **named)
+
+    Path.open = opened  # type: ignore[method-assign,assignment]
+
+
+POINTS: dict[str, Callable[[str], None]] = {
+    "before the intent": lambda _: before(records.Records, "begin"),
+    "in the intent": lambda _: before(records, "_packed"),
+    "after the intent": lambda _: after(records.Records, "begin"),
+    "before the submit": lambda _: before(Providers, "submit"),
+    "before the upload": lambda provider: before(ADAPTERS[provider], "upload"),
+    "during the upload": half_read,
+    "after the upload": lambda provider: after(ADAPTERS[provider], "upload"),
+    "after the create": lambda provider: after(ADAPTERS[provider], "create"),
+    "after the submit": lambda _: after(Providers, "submit"),
+    "before the record": lambda _: before(records.Records, "accepted"),
+    "in the record": lambda _: after(idempotency, "answered"),
+    "after the record": lambda _: after(records.Records, "accepted"),
+    "before the answer": lambda _: before(views, "_answer"),
+    "never": lambda _: None,
+}
+
+
+def ready() -> Flask:
+    """Make the app of a server whose workers, forked from it, have nothing left to import."""
+    import any_llm.providers.openai  # noqa: F401
+
+    app = from_environment()
+    dispose(app)  # a connection that is forked is two workers' at once
+    return app
+
+
+if __name__ == "__main__":
+    point, model = sys.argv[1:]
+    app = from_environment()
+    POINTS[point](model.partition(":")[0])
+    headers = {"X-User": "ada", "Idempotency-Key": "k"}
+    print(app.test_client().post("/v1/batches", json=body(model), headers=headers).text)  # noqa: T201

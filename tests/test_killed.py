@@ -1,0 +1,167 @@
+"""Processes that are killed in the middle of creates lose nothing, and do nothing twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from flask import Flask
+
+from flask_llm_batches.testing import Simulator
+from tests.conftest import MakeHost, client_of
+from tests.databases import query
+from tests.hosts import requests
+from tests.killed import POINTS, body
+from tests.servers import gunicorn
+
+pytestmark = pytest.mark.slow
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "30"))
+
+HELD = "while the provider answers"
+
+
+def reconcile(app: Flask) -> None:
+    result = app.test_cli_runner().invoke(args=["llm-batches", "reconcile", "--older-than", "0"])
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(" 0 still unknown\n")
+
+
+def accepted(database: str) -> list[str]:
+    """Give the provider's ids of the batches that the record has."""
+    return [
+        batch_id
+        for (batch_id,) in query(database, "SELECT batch_id FROM llm_batches_batch WHERE state = 'accepted'")
+    ]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("point", [*POINTS, HELD])
+def test_killed_anywhere(
+    make_host: MakeHost,
+    llm_provider: Simulator,
+    spool_dir: Path,
+    tmp_path: Path,
+    point: str,
+    provider: str,
+) -> None:
+    """Wherever a create is killed, its batch is found or there is none, and sent again it is one batch."""
+    database, model = f"sqlite:///{tmp_path / 'host.sqlite3'}", f"{provider}:m"
+    app = make_host(database=database, providers=llm_provider.providers)
+    environment = {
+        **os.environ,
+        "HOST_DATABASE": database,
+        "HOST_PROVIDERS": json.dumps(llm_provider.providers),
+        "HOST_SPOOL": str(spool_dir),
+    }
+    if point == HELD:
+        llm_provider.delay_next(60, on=f"POST {'' if provider == 'openai' else '/messages'}/batches", after=0)
+    command = [sys.executable, "-m", "tests.killed", "never" if point == HELD else point, model]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        while point == HELD and not llm_provider.batches:
+            time.sleep(0.05)
+        if point == HELD:
+            process.kill()
+        process.communicate(timeout=60)
+    assert process.returncode == (0 if point == "never" else -signal.SIGKILL)
+    there = [batch.id for batch in llm_provider.batches]
+    assert len(there) == (list(POINTS).index("after the create") <= [*POINTS, HELD].index(point))
+
+    ada = client_of(app, "ada")
+    ask = {"path": "/v1/batches", "json": body(model), "headers": {"Idempotency-Key": "k"}}
+    if point not in ("before the intent", "in the intent"):
+        answer = ada.post(**ask)
+        assert answer.status_code == (200 if accepted(database) else 409)
+    reconcile(app)
+    assert accepted(database) == there
+    again = ada.post(**ask)
+    assert (again.status_code, again.headers.get("Idempotent-Replayed")) == (200, "true" if there else None)
+    assert [batch.id for batch in llm_provider.batches] == [again.get_json()["id"]] == accepted(database)
+    assert [batch["id"] for batch in ada.get("/v1/batches").get_json()["data"]] == accepted(database)
+    (used,) = ada.get("/v1/batches/usage").get_json()["data"]
+    assert used["batches"] == 1
+
+
+def test_workers_killed_at_random(
+    make_host: MakeHost, llm_provider: Simulator, database_url: str, tmp_path: Path
+) -> None:
+    """Workers die while eight clients create: every batch has one record, every answer and key one batch."""
+    answered: dict[str, str] = {}
+    asked: set[str] = set()
+    stopped = threading.Event()
+    chance = random.Random(1)
+
+    def create(http: httpx.Client, key: str) -> httpx.Response:
+        asked.add(key)
+        made = {"model": "openai:m", "requests": requests(2), "metadata": {"key": key}}
+        return http.post("/v1/batches", json=made, headers={"Idempotency-Key": key})
+
+    def client(name: int) -> None:
+        number = 0
+        with httpx.Client(base_url=server.url, headers={"X-User": "ada"}, timeout=30) as http:
+            while not stopped.is_set():
+                key = f"{name}-{number // 2}"  # each is asked for twice
+                with suppress(httpx.TransportError):
+                    answer = create(http, key)
+                    assert answer.status_code in (200, 409, 502, 503), answer.text
+                    if answer.status_code == 200:
+                        assert answered.setdefault(key, answer.json()["id"]) == answer.json()["id"]
+                number += 1
+                stopped.wait(0.05)
+
+    options = ["--preload", "--workers=2", "--threads=4", "--log-level=critical"]
+    with (
+        gunicorn(
+            llm_provider, tmp_path, *options, app="tests.killed:ready()", database=database_url
+        ) as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        running = [clients.submit(client, name) for name in range(8)]
+        try:
+            for _ in range(ROUNDS):
+                time.sleep(chance.uniform(0.05, 1))
+                if workers := server.workers():
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+        finally:
+            stopped.set()
+        for one in running:
+            one.result()
+    spooled = list(server.spool.iterdir())
+    unsettled = query(database_url, "SELECT state FROM llm_batches_batch WHERE state <> 'accepted'")
+    app = make_host(database=database_url)
+    reconcile(app)
+    there = Counter(batch.id for batch in llm_provider.batches)
+    known = Counter(accepted(database_url))
+    keys = Counter((batch.metadata or {})["key"] for batch in llm_provider.batches)
+    states = Counter(query(database_url, "SELECT state FROM llm_batches_batch"))
+    logger.warning(
+        "%d rounds, %d keys, %d batches at the provider, records before %s and after %s; "
+        "orphans %d, doubles %d, keys with two batches %d; %d files left in the spool",
+        *(ROUNDS, len(asked), there.total(), Counter(unsettled), states),
+        *(len(there - known), len(known - there), len([key for key in keys if keys[key] > 1])),
+        len(spooled),
+    )
+    assert known == there
+    assert set(answered.values()) <= known.keys()
+    assert unsettled, "nobody was killed at a bad time"
+    assert set(keys.values()) == {1}
+    ada = client_of(app, "ada")
+    for key in list(asked - answered.keys())[:50]:
+        made = {"model": "openai:m", "requests": requests(2), "metadata": {"key": key}}
+        again = ada.post("/v1/batches", json=made, headers={"Idempotency-Key": key})
+        assert (again.status_code, again.headers.get("Idempotent-Replayed") == "true") == (200, key in keys)

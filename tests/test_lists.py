@@ -1,0 +1,83 @@
+"""Lists show what is new at the providers; what has ended is known for good."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from flask_llm_batches.testing import Simulator
+from tests.conftest import MakeHost, client_of, create_batch
+
+
+def statuses(client: FlaskClient) -> list[str]:
+    return [batch["status"] for batch in client.get("/v1/batches").get_json()["data"]]
+
+
+def test_a_list_is_fresh(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """What has happened to the batches of a list is in it; what has ended is not asked after again."""
+    for _ in range(3):
+        create_batch(ada, 1)
+    llm_provider.batches[0].finish()
+    llm_provider.batches[1].expire()
+    assert statuses(ada) == ["in_progress", "expired", "completed"]
+    time.sleep(3.0)
+    llm_provider.calls.clear()
+    llm_provider.batches[2].finish()
+    assert statuses(ada) == ["completed", "expired", "completed"]
+    assert [call.path for call in llm_provider.calls] == [f"/batches/{llm_provider.batches[2].id}"]
+
+
+def test_lists_ask_once_in_two_seconds(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Lists that come at once and after one another ask after each batch once."""
+    for _ in range(4):
+        create_batch(ada, 1)
+    llm_provider.calls.clear()
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda _: statuses(client_of(app, "ada")), range(6)))
+    assert len(llm_provider.calls) == 4
+
+
+def test_a_list_asks_several_at_a_time(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Batches are asked after together: four slow answers take no longer than one."""
+    made = [create_batch(ada, 1) for _ in range(4)]
+    for batch_id in made:
+        llm_provider.delay_next(1.0, on=f"GET /batches/{batch_id}")
+    started = time.monotonic()
+    statuses(ada)
+    assert 1.0 <= time.monotonic() - started < 3.0
+
+
+@pytest.mark.parametrize("fault", ["500", "drop", "hang"])
+def test_a_silent_provider_spoils_no_list(
+    make_host: MakeHost, llm_provider: Simulator, tmp_path: Path, fault: str
+) -> None:
+    """Where a provider does not answer, the list has what was last seen of the batch."""
+    ada = client_of(make_host(database=tmp_path / "host.sqlite3", timeout=0.5), "ada")
+    create_batch(ada, 1)
+    known = create_batch(ada, 1)
+    for batch in llm_provider.batches:
+        batch.finish()
+    if fault == "500":
+        llm_provider.fail_next(500, on=f"GET /batches/{known}")
+    elif fault == "drop":
+        llm_provider.drop_next(on=f"GET /batches/{known}")
+    else:
+        llm_provider.delay_next(5.0, on=f"GET /batches/{known}")
+    assert statuses(ada) == ["validating", "completed"]
+
+
+def test_what_has_ended_is_known(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """A batch that was seen to have ended is answered from the record, and its results need no question."""
+    batch_id = create_batch(ada, 2)
+    llm_provider.batches[0].finish()
+    seen = ada.get(f"/v1/batches/{batch_id}").get_json()
+    llm_provider.calls.clear()
+    assert ada.get(f"/v1/batches/{batch_id}").get_json() == seen
+    assert llm_provider.calls == []
+    assert len(ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]) == 2
+    assert [call.path.split("/")[1] for call in llm_provider.calls] == ["files"]
