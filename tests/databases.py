@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -59,6 +60,27 @@ def query(url: str, statement: str) -> list[Any]:
     with engine.connect() as connection:
         result = connection.execute(text(statement))
         return list(result) if result.returns_rows else []
+
+
+_LOCKED_OUT = {
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = '{}' AND wait_event_type = 'Lock'",
+    "mysql": (
+        "SELECT id FROM information_schema.processlist JOIN information_schema.innodb_trx "
+        "ON id = trx_mysql_thread_id WHERE db = '{}' AND trx_state = 'LOCK WAIT'"
+    ),
+}
+
+
+def wait_for_a_wait(url: str) -> None:
+    """Wait until somebody waits for a lock in a database; on SQLite, which does not tell, a moment."""
+    asked = make_url(url)
+    statement = _LOCKED_OUT.get(asked.get_backend_name())
+    deadline = time.monotonic() + 10
+    while statement and time.monotonic() < deadline:
+        if query(url, statement.format(asked.database)):
+            return
+        time.sleep(0.2)  # more often, and InnoDB shows what it showed before
+    time.sleep(0.5)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def gunicorn(
     database: str | None = None,
 ) -> AbstractContextManager[Running]:
     """Run an app under gunicorn, with the simulator as its provider."""
-    return serve(simulator, folder, "gunicorn", app, "--bind=127.0.0.1:{port}", *options, database=database)
+    defaults = "--bind=127.0.0.1:{port}", "--keep-alive=60"  # hanging up on a POST is not what is tested
+    return serve(simulator, folder, "gunicorn", app, *defaults, *options, database=database)
 
 
 @contextmanager

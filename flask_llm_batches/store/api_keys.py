@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from flask_llm_batches.store.models import ApiKeyRow
-from flask_llm_batches.store.store import Store
+from flask_llm_batches.store.store import Store, transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +30,31 @@ _FIND_API_KEY = _API_KEY.where(ApiKeyRow.key_hash == bindparam("key_hash"))
 class ApiKeys(Store):
     """The built-in keys of one app."""
 
-    def add(self, *, key_hash: str, prefix: str, owner: str, admin: bool) -> None:
+    @transaction
+    def add(self, connection: Connection, *, key_hash: str, prefix: str, owner: str, admin: bool) -> None:
         """Keep a new built-in key."""
         made = insert(ApiKeyRow).values(
             key_hash=key_hash, prefix=prefix, owner=owner, admin=admin, created_at=int(time.time())
         )
-        with self.transaction() as connection:
-            connection.execute(made)
+        connection.execute(made)
 
-    def find(self, key_hash: str) -> ApiKey | None:
+    @transaction
+    def find(self, connection: Connection, key_hash: str) -> ApiKey | None:
         """Find a built-in key, revoked or not."""
-        with self.transaction() as connection:
-            row = connection.execute(_FIND_API_KEY, {"key_hash": key_hash}).first()
+        row = connection.execute(_FIND_API_KEY, {"key_hash": key_hash}).first()
         return None if row is None else ApiKey(*row)
 
-    def revoke(self, key_id: int) -> bool:
+    @transaction
+    def revoke(self, connection: Connection, key_id: int) -> bool:
         """Take a key no longer; False if there is none of that id that was still taken."""
         revoked = (
             update(ApiKeyRow)
             .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
             .values(revoked_at=int(time.time()))
         )
-        with self.transaction() as connection:
-            return connection.execute(revoked).rowcount == 1
+        return connection.execute(revoked).rowcount == 1
 
-    def every(self) -> list[ApiKey]:
+    @transaction
+    def every(self, connection: Connection) -> list[ApiKey]:
         """Give every built-in key, oldest first."""
-        with self.transaction() as connection:
-            return [ApiKey(*row) for row in connection.execute(_API_KEY.order_by(ApiKeyRow.id))]
+        return [ApiKey(*row) for row in connection.execute(_API_KEY.order_by(ApiKeyRow.id))]

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.store.models import IdempotencyRow
-from flask_llm_batches.store.store import Store
+from flask_llm_batches.store.store import Store, transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +35,25 @@ _USE = select(*(getattr(IdempotencyRow, name) for name in Use.__slots__))
 class Uses(Store):
     """The keys that were used in one app."""
 
-    def find(self, key_hash: str) -> Use | None:
+    @transaction
+    def find(self, connection: Connection, key_hash: str) -> Use | None:
         """Find the use of an ``Idempotency-Key``."""
         query = _USE.where(IdempotencyRow.key_hash == key_hash)
-        with self.transaction() as connection:
-            row = connection.execute(query).first()
+        row = connection.execute(query).first()
         return None if row is None else Use(*row)
 
-    def forget(self, use: Use) -> None:
+    @transaction
+    def forget(self, connection: Connection, use: Use) -> None:
         """Let an ``Idempotency-Key`` be used anew, unless it has been meanwhile."""
         gone = delete(IdempotencyRow).where(
             IdempotencyRow.key_hash == use.key_hash, IdempotencyRow.batch_uid == use.batch_uid
         )
-        with self.transaction() as connection:
-            connection.execute(gone)
+        connection.execute(gone)
 
-    def forget_all(self, *, before: int) -> None:
+    @transaction
+    def forget_all(self, connection: Connection, *, before: int) -> None:
         """Let every ``Idempotency-Key`` be used anew that was first used before then."""
-        with self.transaction() as connection:
-            connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
+        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
 
 
 def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at: int) -> None:

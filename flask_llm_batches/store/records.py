@@ -17,7 +17,7 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.store import idempotency
 from flask_llm_batches.store.models import BatchRow, ManifestRow, UsageRow
-from flask_llm_batches.store.store import Store, is_owned
+from flask_llm_batches.store.store import Store, is_owned, transaction
 from flask_llm_batches.store.usage import Tokens, Usage, use
 
 MANIFEST_PART = 10_000
@@ -85,63 +85,79 @@ class Records(Store):
             "snapshot": dict(asked_for),
             "created_at": int(time.time()),
         }
+        # Before the transaction: whoever comes with the same key waits for it.
         manifest = [
             {"batch_uid": values["uid"], "part": part, "custom_ids": packed}
             for part, packed in enumerate(_packed(custom_ids))
         ]
-        with self.transaction() as connection:
-            if key is not None:
-                idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
-            made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
-            for part in manifest:  # one at a time: a statement may be no larger than MariaDB's packets
-                connection.execute(insert(ManifestRow), part)
+        return self._begin(values, manifest, key)
+
+    @transaction
+    def _begin(
+        self,
+        connection: Connection,
+        values: dict[str, Any],
+        manifest: Iterable[Mapping[str, Any]],
+        key: Mapping[str, str] | None,
+    ) -> Record:
+        if key is not None:
+            idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
+        made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
+        for part in manifest:  # one at a time: a statement may be no larger than MariaDB's packets
+            connection.execute(insert(ManifestRow), part)
         unknown: dict[str, Any] = dict.fromkeys(("batch_id", "status", "refreshed_at", "accounted_at"))
         return Record(id=made[0] if made else 0, **unknown, **values)
 
-    def accepted(self, record: Record, batch: Batch, *, requested_by: str) -> Usage | None:
+    @transaction
+    def accepted(
+        self, connection: Connection, record: Record, batch: Batch, *, requested_by: str
+    ) -> Usage | None:
         """Note that the provider has a batch, once; whoever comes second is given None."""
         claim = (
             update(BatchRow)
             .where(BatchRow.id == record.id, BatchRow.state != "accepted")
             .values(state="accepted", batch_id=batch.id, status=batch.status, snapshot=batch.to_dict())
         )
-        with self.transaction() as connection:
-            if connection.execute(claim).rowcount == 0:
-                return None
-            idempotency.answered(connection, record.uid, batch)
-            return use(connection, record, "create", requested_by=requested_by, requests=record.requests)
+        if connection.execute(claim).rowcount == 0:
+            return None
+        idempotency.answered(connection, record.uid, batch)
+        return use(connection, record, "create", requested_by=requested_by, requests=record.requests)
 
-    def not_accepted(self, record: Record, *, state: str, error: str, requested_by: str) -> Usage:
+    @transaction
+    def not_accepted(
+        self, connection: Connection, record: Record, *, state: str, error: str, requested_by: str
+    ) -> Usage:
         """Note that a submit failed: ``failed`` when there is no batch, ``unknown`` when there may be one."""
         submitting = BatchRow.id == record.id, BatchRow.state == "submitting"
-        with self.transaction() as connection:
-            connection.execute(update(BatchRow).where(*submitting).values(state=state))
-            if state == "failed":
-                idempotency.free(connection, record.uid)
-            return use(
-                connection,
-                record,
-                "create_failed",
-                requested_by=requested_by,
-                requests=record.requests,
-                error=error,
-            )
+        connection.execute(update(BatchRow).where(*submitting).values(state=state))
+        if state == "failed":
+            idempotency.free(connection, record.uid)
+        return use(
+            connection,
+            record,
+            "create_failed",
+            requested_by=requested_by,
+            requests=record.requests,
+            error=error,
+        )
 
     def seen(self, record: Record, batch: Batch) -> bool:
         """Keep a batch as a provider has just shown it; say whether this call changed its status."""
         snapshot = batch.to_dict()
-        if snapshot == record.snapshot:
-            return False
-        news = (
-            update(BatchRow)
-            .where(BatchRow.id == record.id, BatchRow.status != batch.status)
-            .values(status=batch.status)
-        )
-        with self.transaction() as connection:
-            _change(connection, record, snapshot=snapshot)
-            return connection.execute(news).rowcount == 1
+        return snapshot != record.snapshot and self._changed(record, batch.status, snapshot)
 
-    def unsettled(self, *, owner: str | None = None, provider: str | None = None) -> Sequence[Record]:
+    @transaction
+    def _changed(
+        self, connection: Connection, record: Record, status: str, snapshot: Mapping[str, Any]
+    ) -> bool:
+        this = update(BatchRow).where(BatchRow.id == record.id)
+        connection.execute(this.values(snapshot=snapshot))
+        return connection.execute(this.where(BatchRow.status != status).values(status=status)).rowcount == 1
+
+    @transaction
+    def unsettled(
+        self, connection: Connection, *, owner: str | None = None, provider: str | None = None
+    ) -> Sequence[Record]:
         """Give the batches of which nobody knows whether they are at the provider, oldest first.
 
         Those that are being submitted at this moment are among them.
@@ -151,49 +167,51 @@ class Records(Store):
             query = query.where(is_owned(BatchRow.owner, owner))
         if provider is not None:
             query = query.where(BatchRow.provider == provider)
-        with self.transaction() as connection:
-            return [Record(*row) for row in connection.execute(query.order_by(BatchRow.id))]
+        return [Record(*row) for row in connection.execute(query.order_by(BatchRow.id))]
 
-    def not_there(self, record: Record) -> None:
+    @transaction
+    def not_there(self, connection: Connection, record: Record) -> None:
         """Note that the provider does not have an unsettled batch."""
         claim = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state.in_(_UNSETTLED))
-        with self.transaction() as connection:
-            if connection.execute(claim.values(state="failed")).rowcount == 1:
-                idempotency.free(connection, record.uid)
+        if connection.execute(claim.values(state="failed")).rowcount == 1:
+            idempotency.free(connection, record.uid)
 
-    def given_up_at(self, record: Record) -> int:
+    @transaction
+    def given_up_at(self, connection: Connection, record: Record) -> int:
         """Say when the submit of a batch went wrong; when it was begun if nobody saw the end of it."""
         query = select(func.max(UsageRow.created_at)).where(
             UsageRow.batch_uid == record.uid, UsageRow.event == "create_failed"
         )
-        with self.transaction() as connection:
-            return connection.execute(query).scalar() or record.created_at
+        return connection.execute(query).scalar() or record.created_at
 
-    def by_uid(self, uid: str) -> Record | None:
+    @transaction
+    def by_uid(self, connection: Connection, uid: str) -> Record | None:
         """Find a batch by our own id."""
-        with self.transaction() as connection:
-            row = connection.execute(_RECORD.where(BatchRow.uid == uid)).first()
+        row = connection.execute(_RECORD.where(BatchRow.uid == uid)).first()
         return None if row is None else Record(*row)
 
-    def claim_refresh(self, records: Iterable[Record], *, before: int) -> Sequence[Record]:
+    @transaction
+    def claim_refresh(
+        self, connection: Connection, records: Sequence[Record], *, before: int
+    ) -> Sequence[Record]:
         """Give those of the records that no list has asked after since then; nobody else gets the same."""
         now = int(time.time())
         claimed = []
-        with self.transaction() as connection:
-            for record in records:
-                stale = or_(BatchRow.refreshed_at.is_(None), BatchRow.refreshed_at <= before)
-                claim = update(BatchRow).where(BatchRow.id == record.id, stale).values(refreshed_at=now)
-                if connection.execute(claim).rowcount == 1:
-                    claimed.append(record)
+        for record in records:
+            stale = or_(BatchRow.refreshed_at.is_(None), BatchRow.refreshed_at <= before)
+            claim = update(BatchRow).where(BatchRow.id == record.id, stale).values(refreshed_at=now)
+            if connection.execute(claim).rowcount == 1:
+                claimed.append(record)
         return claimed
 
-    def find(self, batch_id: str) -> list[Record]:
+    @transaction
+    def find(self, connection: Connection, batch_id: str) -> list[Record]:
         """Find the batches with a provider's id: more than one where providers gave out the same."""
-        with self.transaction() as connection:
-            return [Record(*row) for row in connection.execute(_FIND, {"batch_id": batch_id})]
+        return [Record(*row) for row in connection.execute(_FIND, {"batch_id": batch_id})]
 
+    @transaction
     def list(
-        self, *, owner: str, provider: str | None, after: Record | None, limit: int
+        self, connection: Connection, *, owner: str, provider: str | None, after: Record | None, limit: int
     ) -> tuple[list[Record], bool]:
         """List an owner's accepted batches, newest first, and say whether there are more."""
         query = _RECORD.where(is_owned(BatchRow.owner, owner), BatchRow.batch_id.is_not(None))
@@ -201,21 +219,28 @@ class Records(Store):
             query = query.where(BatchRow.provider == provider)
         if after is not None:
             query = query.where(BatchRow.id < after.id)
-        with self.transaction() as connection:
-            rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
+        rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
         return [Record(*row) for row in rows[:limit]], len(rows) > limit
 
-    def custom_ids(self, record: Record, part: int) -> Sequence[str]:
+    @transaction
+    def custom_ids(self, connection: Connection, record: Record, part: int) -> Sequence[str]:
         """Give some of the ids that went into a batch; none when there is no such part."""
         query = select(ManifestRow.custom_ids).where(
             ManifestRow.batch_uid == record.uid, ManifestRow.part == part
         )
-        with self.transaction() as connection:
-            packed = connection.execute(query).scalar()
+        packed = connection.execute(query).scalar()
         return () if packed is None else msgspec.json.decode(zlib.decompress(packed), type=tuple[str, ...])
 
+    @transaction
     def account(
-        self, record: Record, tokens: Tokens, *, requested_by: str, rows: int, cost: Decimal | None
+        self,
+        connection: Connection,
+        record: Record,
+        tokens: Tokens,
+        *,
+        requested_by: str,
+        rows: int,
+        cost: Decimal | None,
     ) -> Usage | None:
         """Put a batch's results into the usage, once; whoever comes second is given None."""
         claim = (
@@ -223,28 +248,23 @@ class Records(Store):
             .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
             .values(accounted_at=int(time.time()))
         )
-        with self.transaction() as connection:
-            if connection.execute(claim).rowcount == 0:
-                return None
-            return use(
-                connection,
-                record,
-                "results",
-                requested_by=requested_by,
-                requests=rows,
-                prompt_tokens=tokens.prompt,
-                completion_tokens=tokens.completion,
-                cached_tokens=tokens.cached,
-                total_tokens=tokens.total,
-                cost=cost,
-            )
+        if connection.execute(claim).rowcount == 0:
+            return None
+        return use(
+            connection,
+            record,
+            "results",
+            requested_by=requested_by,
+            requests=rows,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cached_tokens=tokens.cached,
+            total_tokens=tokens.total,
+            cost=cost,
+        )
 
 
 def _packed(custom_ids: Iterable[str]) -> Iterator[bytes]:
     remaining = iter(custom_ids)
     while part := list(islice(remaining, MANIFEST_PART)):
         yield zlib.compress(msgspec.json.encode(part), level=1)
-
-
-def _change(connection: Connection, record: Record, **values: Any) -> None:
-    connection.execute(update(BatchRow).where(BatchRow.id == record.id).values(**values))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, func
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +18,12 @@ from flask_llm_batches.errors import RecordUnavailable
 from flask_llm_batches.store.database import Database
 
 logger = logging.getLogger(__name__)
+
+# What PostgreSQL and MariaDB say of a deadlock, and of a transaction that others were quicker than.
+# https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
+# https://mariadb.com/kb/en/mariadb-error-codes/
+_GIVEN_UP = {"40P01", 1213, "40001", 1020}
+_ATTEMPTS, _PAUSE = 5, 0.05
 
 # In SQLite's, PostgreSQL's and MariaDB's words.
 _HINTS = (
@@ -34,6 +43,35 @@ def is_owned(column: InstrumentedAttribute[str], owner: str) -> ColumnElement[bo
     return and_(column == owner, func.char_length(column) == len(owner))
 
 
+S = TypeVar("S", bound="Store")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Run a method in a transaction of its own, whose connection it gets.
+
+    It runs again when the database gave it up for the sake of another: InnoDB's deadlocks are no mistake of
+    anybody's, and where the host's engine is serializable, every claim may be asked to come again.
+    """
+
+    @wraps(method)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        left = _ATTEMPTS
+        while True:
+            try:
+                with self._database.engine().begin() as connection:
+                    return method(self, connection, *args, **kwargs)
+            except SQLAlchemyError as error:
+                left -= 1
+                if not (left and _is_given_up(error)):
+                    raise _unavailable(error) from None
+            # Several lose at once, and would meet again.
+            time.sleep(random.uniform(0, _PAUSE))  # noqa: S311  # nothing is kept secret by it
+
+    return run
+
+
 class Store:
     """A part of the record of one app.
 
@@ -43,17 +81,18 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        try:
-            with self._database.engine().begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            # The statement and its parameters stay out of the log: they hold what callers sent.
-            # PostgreSQL quotes both in the lines after the first.
-            reason = getattr(error, "orig", None) or error
-            text = str(reason).partition("\n")[0]
-            hint = next((hint for pattern, hint in _HINTS if pattern.search(text)), "")
-            why = f"{type(reason).__name__}: {text}{hint}"
-            logger.error("the record of batches is unavailable: %s", why)  # noqa: TRY400
-            raise RecordUnavailable("The record of batches is unavailable. Try again later.") from None
+
+def _is_given_up(error: SQLAlchemyError) -> bool:
+    orig = getattr(error, "orig", None)
+    codes = (getattr(orig, "sqlstate", None), getattr(orig, "pgcode", None), *getattr(orig, "args", ())[:1])
+    return not _GIVEN_UP.isdisjoint(codes)
+
+
+def _unavailable(error: SQLAlchemyError) -> RecordUnavailable:
+    # The statement and its parameters stay out of the log: they hold what callers sent.
+    # PostgreSQL quotes both in the lines after the first.
+    reason = getattr(error, "orig", None) or error
+    text = str(reason).partition("\n")[0]
+    hint = next((hint for pattern, hint in _HINTS if pattern.search(text)), "")
+    logger.error("the record of batches is unavailable: %s: %s%s", type(reason).__name__, text, hint)
+    return RecordUnavailable("The record of batches is unavailable. Try again later.")

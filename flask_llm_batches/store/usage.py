@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, select
 
 from flask_llm_batches.store.models import UsageRow
-from flask_llm_batches.store.store import Store, is_owned
+from flask_llm_batches.store.store import Store, is_owned, transaction
 
 if TYPE_CHECKING:
     from flask_llm_batches.store.records import Record
@@ -65,16 +65,19 @@ _GROUPS: dict[str | None, ColumnElement[Any]] = {
 class UsageSums(Store):
     """The usage of one app, summed up."""
 
+    @transaction
     def sums(
-        self, *, group_by: str | None, owner: str | None, since: int | None, until: int | None
+        self,
+        connection: Connection,
+        *,
+        group_by: str | None,
+        owner: str | None,
+        since: int | None,
+        until: int | None,
     ) -> Sequence[UsageSum]:
-        """Sum the usage up, each group on its own, in their order.
+        """Sum up what happened at ``since`` or later and before ``until``, group by group in their order.
 
-        Args:
-            group_by: ``owner``, ``model``, ``provider`` or ``day``; None for one sum.
-            owner: Of this one only.
-            since: Of what happened then or later.
-            until: Of what happened before.
+        They are by ``owner``, ``model``, ``provider`` or ``day``; None gives one sum.
         """
         group = _GROUPS[group_by]
         conditions: list[ColumnElement[bool]] = []
@@ -94,8 +97,7 @@ class UsageSums(Store):
         ).where(*conditions)
         if group_by is not None:
             query = query.group_by(group).order_by(group)
-        with self.transaction() as connection:
-            rows = connection.execute(query).all()
+        rows = connection.execute(query).all()
         return [
             UsageSum._make((group, *map(int, sums), Decimal(int(cost)) / _NANO, unpriced))
             for group, *sums, cost, unpriced in rows
