@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,12 +23,17 @@ from tests.others import Others, running
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
 
+# Servers show whether the caller is still there; here one always is.
+_connection, _caller = socket.socketpair()
+
 MakeHost = Callable[..., Flask]
 MakeDatabase = Callable[[], str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep one place for the PostgreSQL of all workers."""
+    for end in (_connection, _caller):
+        config.add_cleanup(end.close)
     if not hasattr(config, "workerinput"):
         stack = ExitStack()
         stack.enter_context(postgresql_folder())
@@ -130,7 +136,9 @@ def admin(app: Flask) -> FlaskClient:
 def client_of(app: Flask, user: str | None) -> FlaskClient:
     """Give a client that is a user of the host, or the bearer of the master key."""
     client = app.test_client()
-    client.environ_base["HTTP_X_USER" if user else "HTTP_X_API_KEY"] = user or MASTER_KEY
+    environ: dict[str, Any] = client.environ_base
+    environ["HTTP_X_USER" if user else "HTTP_X_API_KEY"] = user or MASTER_KEY
+    environ["werkzeug.socket"] = _connection
     return client
 
 

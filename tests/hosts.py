@@ -61,7 +61,7 @@ def dispose(app: Flask) -> None:
             engine.dispose()
 
 
-def from_environment() -> Flask:
+def from_environment(**settings: Any) -> Flask:
     """Make the app of a server test, in the server's process."""
     app = create_host(
         database=os.environ["HOST_DATABASE"],
@@ -69,6 +69,7 @@ def from_environment() -> Flask:
         master_key=MASTER_KEY,
         spool_dir=os.environ["HOST_SPOOL"],
         url_prefix=["/v1/batches", "/api/v1/batches"],
+        **settings,
     )
     app.add_url_rule("/keys/<owner>", view_func=_make_key, methods=["POST"])
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
@@ -192,10 +193,30 @@ def test_rows_are_accounted_when_the_last_one_is_taken() -> None:
 def test_the_first_silence_is_heard() -> None:
     """Regression: the first byte came only after two beats without a row."""
     groups: list[Sequence[Row] | None] = [None, [Row("a", msgspec.Raw(b"{}"))], [Row("b", error=UNREADABLE)]]
-    assert next(json_stream(Results(iter_groups(groups)))) == b'{"results": [ '
-    assert next(ndjson_stream(Results(iter_groups(groups)))) == b"\n"
-    rows = json.loads(b"".join(json_stream(Results(iter_groups(groups)))))["results"]
+
+    def results() -> Results:
+        return Results(iter_groups(groups), keep_waiting=lambda: False)
+
+    assert next(json_stream(results())) == b'{"results": [ '
+    assert next(ndjson_stream(results())) == b"\n"
+    rows = json.loads(b"".join(json_stream(results())))["results"]
     assert [row["custom_id"] for row in rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_answer_begins_when_nobody_is_seen_to_wait(
+    ada: FlaskClient, llm_provider: Simulator, seen: bool
+) -> None:
+    """White space before the first row goes to a caller who hung up, or whom the server does not show."""
+    path, _ = finished(ada, llm_provider)
+    llm_provider.delay_next(30, on="GET /files", after=0)
+    connection, caller = socket.socketpair()
+    caller.close()
+    with connection:
+        shown = {"werkzeug.socket": connection if seen else None}
+        answer = ada.get(path, environ_overrides=shown, buffered=False)
+    assert next(answer.iter_encoded()) == b'{"results": [ '
+    answer.close()
 
 
 def finished(client: FlaskClient, simulator: Simulator, count: int = 4) -> tuple[str, SimulatedBatch]:
@@ -312,7 +333,7 @@ def test_head_leaves_no_download(ada: FlaskClient, llm_provider: Simulator) -> N
     path, _ = finished(ada, llm_provider)
     llm_provider.delay_next(30, on="GET /files", after=0)
     for kind in ("application/json", "application/x-ndjson"):
-        answer = ada.head(path, headers={"Accept": kind})
+        answer = ada.head(path, headers={"Accept": kind}, environ_overrides={"werkzeug.socket": None})
         assert (answer.status_code, answer.mimetype, answer.data) == (200, kind, b"")
     deadline = time.monotonic() + 5
     while not llm_provider.hang_ups and time.monotonic() < deadline:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from flask_llm_batches.testing import Simulator
 from tests.hosts import requests
-from tests.servers import Running, gunicorn
+from tests.servers import Running, gunicorn, serve
 
 KINDS = ("application/json", "application/x-ndjson")
 DOWNLOAD = "GET /files/file-output"
@@ -23,11 +23,13 @@ pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def at_work(folder: Path, *options: str) -> Iterator[tuple[Simulator, Running, httpx.Client, str]]:
+def at_work(
+    folder: Path, run: Callable[..., AbstractContextManager[Running]], *options: str
+) -> Iterator[tuple[Simulator, Running, httpx.Client, str]]:
     """Run a server whose provider has a batch that has ended, and give the path of its results."""
     with (
         Simulator() as simulator,
-        gunicorn(simulator, folder, *options) as server,
+        run(simulator, folder, *options) as server,
         httpx.Client(base_url=server.url, headers={"X-User": "ada"}, timeout=20) as http,
     ):
         body = {"model": "openai:m", "requests": requests(4)}
@@ -39,14 +41,22 @@ def at_work(folder: Path, *options: str) -> Iterator[tuple[Simulator, Running, h
 @pytest.mark.parametrize("worker", ["gthread", "gevent"])
 def test_a_caller_who_hangs_up_ends_the_download(tmp_path: Path, worker: str) -> None:
     """Before the first row, after it and while the provider is silent, in either form."""
-    with at_work(tmp_path, f"--worker-class={worker}", "--threads=4") as (simulator, server, http, path):
+    with at_work(tmp_path, gunicorn, f"--worker-class={worker}", "--threads=4") as (
+        simulator,
+        server,
+        http,
+        path,
+    ):
         http.get(path)  # the first one in a process has more to do
         for kind in KINDS:
             for after in (None, 0, len(simulator.batches[0].output[0])):
                 simulator.hang_ups.clear()
                 # Without an answer begun, the simulator sees who is there when its silence ends.
                 simulator.delay_next(2.5 if after is None else 30, on=DOWNLOAD, after=after)
-                with http.stream("GET", path, headers={"Accept": kind}) as answer:
+                with (
+                    suppress(httpx.ReadTimeout),
+                    http.stream("GET", path, headers={"Accept": kind}, timeout=0.5) as answer,
+                ):
                     next(answer.iter_raw())
                 hung_up = time.monotonic()
                 while not simulator.hang_ups and time.monotonic() - hung_up < 10:
@@ -56,30 +66,60 @@ def test_a_caller_who_hangs_up_ends_the_download(tmp_path: Path, worker: str) ->
 
 
 def test_white_space_goes_out_while_the_provider_is_silent(tmp_path: Path) -> None:
-    """A reader hears something at least every half a second, and all rows in the end."""
-    with at_work(tmp_path, "--threads=4") as (simulator, _, http, path):
+    """From the first row on a reader hears something every half a second, and all rows in the end."""
+    with at_work(tmp_path, gunicorn, "--threads=4") as (simulator, _, http, path):
         http.get(path)  # the first one in a process has more to do
+        first = len(simulator.batches[0].output[0])
         for kind in KINDS:
-            for after in (None, 0, len(simulator.batches[0].output[0])):
-                simulator.delay_next(1.5, on=DOWNLOAD, after=after)
-                heard, data = [time.monotonic()], b""
-                with http.stream("GET", path, headers={"Accept": kind}) as answer:
-                    for chunk in answer.iter_raw():
-                        heard.append(time.monotonic())
-                        data += chunk
-                assert max(later - earlier for earlier, later in pairwise(heard)) < 0.8
-                rows = (
-                    json.loads(data)["results"]
-                    if kind == KINDS[0]
-                    else [json.loads(line) for line in data.decode().splitlines() if line.strip()]
-                )
-                assert sorted(row["custom_id"] for row in rows) == ["r0", "r1", "r2", "r3"]
+            simulator.delay_next(1.5, on=DOWNLOAD, after=first)
+            heard, data = [], b""
+            with http.stream("GET", path, headers={"Accept": kind}) as answer:
+                for chunk in answer.iter_raw():
+                    heard.append(time.monotonic())
+                    data += chunk
+            assert max(later - earlier for earlier, later in pairwise(heard)) < 0.8
+            rows = (
+                json.loads(data)["results"]
+                if kind == KINDS[0]
+                else [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+            )
+            assert sorted(row["custom_id"] for row in rows) == ["r0", "r1", "r2", "r3"]
+
+
+IMPATIENT = "tests.hosts:from_environment(transfer_timeout=1)"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["flask", f"--app={IMPATIENT}", "run", "--port={port}"],
+        *(
+            ["gunicorn", IMPATIENT, "--bind=127.0.0.1:{port}", f"--worker-class={worker}", "--threads=4"]
+            for worker in ("sync", "gthread", "gevent")
+        ),
+    ],
+    ids=["flask run", "sync", "gthread", "gevent"],
+)
+def test_a_failure_before_the_first_row_has_its_answer(tmp_path: Path, command: list[str]) -> None:
+    """However long it took: the answer has not begun as long as the caller is seen to be there."""
+    with at_work(tmp_path, serve, *command) as (simulator, _, http, path):
+        for kind in KINDS:
+            for after in (None, 0):
+                simulator.delay_next(3, on=DOWNLOAD, after=after)
+                answer = http.get(path, headers={"Accept": kind})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (504, "provider_timeout")
+        assert len(http.get(path).json()["results"]) == 4
 
 
 @pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
 def test_a_failure_on_the_way_never_looks_like_the_end(tmp_path: Path, worker: str) -> None:
     """The connection is broken; JSON lacks its end, NDJSON ends with an error; the provider is not quoted."""
-    with at_work(tmp_path, f"--worker-class={worker}", "--threads=4") as (simulator, server, http, path):
+    with at_work(tmp_path, gunicorn, f"--worker-class={worker}", "--threads=4") as (
+        simulator,
+        server,
+        http,
+        path,
+    ):
         first = len(simulator.batches[0].output[0])
         for kind in KINDS:
             for after in (first, first + 10):

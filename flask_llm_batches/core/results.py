@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Literal
 
 from flask_llm_batches.batch import NOT_EXECUTED, Row, RowError
@@ -26,14 +26,29 @@ class Results:
 
     The first rows are fetched when it is made, so that what is wrong by then is raised and not found halfway.
 
+    Args:
+        groups: The rows.
+        status: Which of them to give, if not all.
+        keep_waiting: Asked whenever there were no rows for a while whether to wait on for the first ones.
+
     Raises:
         LLMBatchesError: The provider failed; when reading, too.
     """
 
-    def __init__(self, groups: Groups, *, status: Literal["succeeded", "failed"] | None = None) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        *,
+        status: Literal["succeeded", "failed"] | None = None,
+        keep_waiting: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._groups = groups
         self._status = status
-        self._first = list(islice(groups, 1))
+        self._first: Groups = iter(())
+        for group in groups:
+            self._first = iter((group,))
+            if group is not None or not keep_waiting():
+                break
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Give ``{"custom_id", "result", "error"}``; exactly one of the last two is None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -305,6 +305,7 @@ class Service:
         provider: str | None = None,
         status: Literal["succeeded", "failed"] | None = None,
         requested_by: str | None = None,
+        keep_waiting: Callable[[], bool] = lambda: True,
     ) -> Results:
         """Fetch the results of a batch, and account for them the first time that all were read.
 
@@ -316,6 +317,8 @@ class Service:
             provider: Whose id it is; may be left out for a batch that was made here.
             status: Only the rows that have a result, or only those that have an error.
             requested_by: Who asks, for the usage; the owner unless given.
+            keep_waiting: Asked while the provider is silent whether to wait on for the first rows; otherwise
+                what goes wrong before them is raised when they are read.
 
         Raises:
             BatchNotComplete: It still runs.
@@ -329,7 +332,7 @@ class Service:
         groups = self._providers.rows(batch, beat=BEAT)
         if row is not None:
             groups = self._complete(groups, row, batch, requested_by or owner or row.owner)
-        return Results(groups, status=status)
+        return Results(groups, status=status, keep_waiting=keep_waiting)
 
     def end_reads(self) -> None:
         """Give the connection back that the host's ``db.session`` has only read on, as the endpoints do.

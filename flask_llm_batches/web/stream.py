@@ -6,8 +6,10 @@ sends. A failure on the way never looks like the end: it is raised in the server
 
 from __future__ import annotations
 
+import selectors
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +17,9 @@ from flask_llm_batches.batch import Row
 from flask_llm_batches.core.results import BEAT, Results
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.web.schemas import dump_error
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 NDJSON = ("application/x-ndjson", "application/jsonl")
 """What lines of JSON are called, by those who send them and those who ask for them."""
@@ -31,8 +36,32 @@ _LINE_ENDS = (
 )
 
 
+# Proxies give up after a minute of silence, some after half of it.
+_PATIENCE = 15
+
+
 class ResultsInterrupted(Exception):
     """Rows could not be sent to the end; what happened is in the log already."""
+
+
+def caller_waits(environ: WSGIEnvironment) -> Callable[[], bool]:
+    """Give what says whether the caller is still there, and can wait for the first row some more.
+
+    So long, a failure of the provider gets an answer of its own. Most servers show their socket, and whoever
+    waits for an answer sends nothing: what there is to read there is the end. Without it, or after some
+    seconds, only sending can tell.
+    """
+    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    deadline = time.monotonic() + _PATIENCE
+
+    def waits() -> bool:
+        if connection is None or time.monotonic() > deadline:
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            return not selector.select(0)
+
+    return waits
 
 
 def json_stream(results: Results) -> Iterator[bytes]:

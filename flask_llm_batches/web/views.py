@@ -44,7 +44,7 @@ from flask_llm_batches.web.schemas import (
     load,
     load_create,
 )
-from flask_llm_batches.web.stream import NDJSON, json_stream, ndjson_stream
+from flask_llm_batches.web.stream import NDJSON, caller_waits, json_stream, ndjson_stream
 
 # Made once: a schema copies all its fields when it is made.
 BATCH, BATCH_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
@@ -106,7 +106,13 @@ def cancel(batch_id: str) -> Response:
 
 def results(batch_id: str) -> Response:
     query = load(RESULTS_QUERY, request.args.to_dict())
-    rows = current_llm_batches.results(batch_id, owner=_owner(), requested_by=caller().owner, **query)
+    rows = current_llm_batches.results(
+        batch_id,
+        owner=_owner(),
+        requested_by=caller().owner,
+        keep_waiting=caller_waits(request.environ),
+        **query,
+    )
     mimetype = request.accept_mimetypes.best_match(ROW_TYPES, "application/json")
     response = Response((ndjson_stream if mimetype in NDJSON else json_stream)(rows), mimetype=mimetype)
     response.call_on_close(rows.close)
