@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.batch import Batch, Row, RowError
-from flask_llm_batches.config import Settings
 from flask_llm_batches.core.results import Results, accounted, each_once
 from flask_llm_batches.providers.adapters import Adapter
-from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.providers.rows import read_rows
 from flask_llm_batches.signals import usage_recorded
 from flask_llm_batches.store.usage import Tokens
 from flask_llm_batches.testing import SimulatedBatch, Simulator
@@ -33,24 +32,15 @@ UNREADABLE = RowError("unreadable", "The provider's row for this request is dama
 BATCH = Batch(id="b", provider="p", status="completed", created_at=0)
 
 
-class Downloads(Adapter):
-    """An adapter whose download is there already."""
+class Reader(Adapter):
+    """An adapter without a client."""
 
-    def __init__(self, chunks: Sequence[bytes]) -> None:
+    def __init__(self) -> None:
         self.redact = str
-        self.chunks = chunks
-
-    async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:  # noqa: ARG002  # as the others
-        for chunk in self.chunks:
-            yield chunk
-
-
-PROVIDERS = Providers(Settings())
 
 
 def read(chunks: Sequence[bytes]) -> list[Row]:
-    groups = PROVIDERS._streamed(Downloads(chunks), BATCH, 5)
-    return [row for group in groups for row in group or ()]
+    return [row for group in read_rows(chunks, Reader(), BATCH) for row in group or ()]
 
 
 def line_of(custom_id: str, body: str, space: str = "") -> str:

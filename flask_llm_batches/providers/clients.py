@@ -7,17 +7,13 @@ host app must not.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, suppress
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
-from flask_llm_batches.batch import Batch, Row, RowError
+from flask_llm_batches.batch import Batch, Row
 from flask_llm_batches.config import ProviderSettings, Settings
 from flask_llm_batches.errors import (
     BatchNotComplete,
@@ -30,10 +26,10 @@ from flask_llm_batches.errors import (
     UnsupportedProvider,
     ValidationFailed,
 )
-from flask_llm_batches.jsonl import Lines
 from flask_llm_batches.providers.adapters import Adapter, Page, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.failures import Redactor, as_ours, status_of
+from flask_llm_batches.providers.rows import read_rows
 
 if TYPE_CHECKING:
     from any_llm import AnyLLM
@@ -44,12 +40,6 @@ T = TypeVar("T")
 _SOON, _AT_ONCE = 3.0, 10
 
 _GROUP = 500  # rows that an SDK made a list of are handed on so many at a time
-
-# The escapes of JSON strings; the group is half a character, which a model's answer may end with.
-_ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
-
-# The first one that is not inside of a string: there its quotes would be escaped.
-_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 
 class SubmitFailed(Exception):
@@ -189,7 +179,12 @@ class Providers:
             if not adapter_class(found.kind).streams_results:
                 yield from _in_groups(self._apart(found, lambda adapter: adapter.results(batch)))
                 return
-            yield from self._streamed(self._kept(found), batch, beat)
+            adapter = self._kept(found)
+            download = self._bridge.iterate(
+                lambda: adapter.download(batch), beat=beat, timeout=self._settings.transfer_timeout
+            )
+            with closing(download):
+                yield from read_rows(download, adapter, batch)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             if type(error).__name__ == "BatchNotCompleteError":
                 status = str(getattr(error, "batch_status", "unknown"))
@@ -197,28 +192,6 @@ class Providers:
             raise as_ours(
                 error, provider=provider, call="results", redact=self._redact, batch_id=batch_id
             ) from None
-
-    def _streamed(self, adapter: Adapter, batch: Batch, beat: float) -> Iterator[Sequence[Row] | None]:
-        lines = Lines()
-        nameless: list[Row] | None = []  # until there is a row of a request
-        download = self._bridge.iterate(
-            lambda: adapter.download(batch), beat=beat, timeout=self._settings.transfer_timeout
-        )
-        with closing(download):
-            for chunk in chain(download, (b"\n",)):
-                if chunk is None:
-                    yield None
-                    continue
-                rows = [_row(adapter, line, batch) for line in lines.feed(chunk) if line.strip()]
-                if nameless is not None:
-                    nameless += rows
-                    if not any(row.custom_id for row in rows):
-                        continue
-                    rows, nameless = nameless, None
-                if rows:
-                    yield rows
-        if nameless:  # a page of a proxy's, say: then nothing is known of any request
-            raise ValueError("the answer has no rows")
 
     def _control(
         self,
@@ -312,26 +285,6 @@ class Providers:
 def _in_groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     for start in range(0, len(rows), _GROUP):
         yield rows[start : start + _GROUP]
-
-
-def _row(adapter: Adapter, line: bytes, batch: Batch) -> Row:
-    try:
-        str(line, "utf-8")  # what is handed on as it came is not decoded, and so not checked
-        try:
-            return adapter.row(line, batch)
-        except ValueError:  # msgspec's errors are ValueErrors
-            return adapter.row(_ESCAPE.sub(_mended, line), batch)
-    except (ValueError, RecursionError):
-        found = _CUSTOM_ID.search(line)
-        try:
-            custom_id = msgspec.json.decode(found[1], type=str) if found else ""
-        except ValueError:
-            custom_id = ""
-        return Row(custom_id, error=RowError("unreadable", "The provider's row for this request is damaged"))
-
-
-def _mended(escape: re.Match[bytes]) -> bytes:
-    return b"\\ufffd" if escape[1] else escape[0]
 
 
 def _check_kinds(settings: Settings) -> None:
