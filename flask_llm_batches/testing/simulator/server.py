@@ -82,7 +82,7 @@ class Server:
         self._listener = _Listener(port, app)
         self.port: int = self._listener.server_port
         self._thread = threading.Thread(
-            target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+            target=self._listener.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         )
 
     def start(self) -> None:
