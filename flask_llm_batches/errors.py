@@ -128,6 +128,15 @@ class BatchFailed(LLMBatchesError):
         )
 
 
+class ResultsGone(LLMBatchesError):
+    """The provider has a batch, but its results no more: files are kept for some time only."""
+
+    status, code = 410, "results_gone"
+
+    def __init__(self, batch_id: str, *, provider: str) -> None:
+        super().__init__(f"Provider '{provider}' no longer has the results of batch '{batch_id}'")
+
+
 class IdempotencyInProgress(LLMBatchesError):
     """The first create with this ``Idempotency-Key`` has no answer yet."""
 

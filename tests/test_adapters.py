@@ -96,6 +96,11 @@ def test_what_a_chat_completion_becomes(
             ["system"],
             "unsupported_parameters",
         ),
+        (
+            {"messages": [{**said("system", "a"), "cache_control": {"type": "ephemeral"}}, HELLO]},
+            ["messages", 0, "cache_control"],
+            "unsupported_parameters",
+        ),
         ({"max_tokens": None}, ["max_tokens"], "validation_error"),
     ],
 )
@@ -201,6 +206,34 @@ def test_together(make_host: MakeHost, others: Others, tmp_path: Path) -> None:
     results = ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]
     assert results[0]["result"]["choices"][0]["message"]["content"] == "hello"
     assert [row["error"] and row["error"]["code"] for row in results] == [None, "busy", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "function", "name": "f", "content": "1"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "name": "ada"}]}, "messages"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stop": 3}, "stop"),
+    ],
+)
+def test_what_gemini_would_not_be_told_is_named(
+    make_host: MakeHost, others: Others, given: dict[str, Any], where: str
+) -> None:
+    """Regression: a body that any-llm cannot convert failed the batch, as if it might have been made."""
+    pytest.importorskip("google.genai")
+    ada = client_of(make_host(providers={"gemini": {"api_key": "k", "api_base": others.url}}), "ada")
+    good = {"messages": [said("system", "be brief"), HELLO], "temperature": 1}
+    asked = [{"custom_id": name, "body": body} for name, body in (("a", good), ("b", {**good, **given}))]
+    answer = ada.post("/v1/batches", json={"model": "gemini:m", "requests": asked})
+    assert answer.status_code == 422
+    assert [problem["loc"] for problem in answer.get_json()["detail"]] == [
+        ["body", "requests", 1, "body", where]
+    ]
+    assert not others.sent
 
 
 def test_gemini(make_host: MakeHost, others: Others, tmp_path: Path) -> None:

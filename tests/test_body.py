@@ -107,6 +107,14 @@ def test_a_byte_order_mark_of_json_is_skipped(ada: FlaskClient) -> None:
         ),
         (b"[]", [], "Not a valid mapping type."),
         (b"{", [], "Not valid JSON: Input data was truncated."),
+        # Regression: a wrong type and broken syntax in one line were a 500.
+        (b'{"custom_id": 1, "body": {}', [], "Not valid JSON: Input data was truncated."),
+        (b'{"custom_id":1}}', [], "Not valid JSON: JSON is malformed: trailing characters (byte 16)."),
+        (
+            b'{"custom_id": 1, "\xff": 1}',
+            [],
+            "Not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte.",
+        ),
     ],
 )
 def test_wrong_lines_are_numbered(
@@ -116,6 +124,16 @@ def test_wrong_lines_are_numbered(
     answer = post(ada, lines_of(1) + b"\n\n" + line + b"\n")
     assert wrong(answer) == [(["body", "lines", 4, *path], message)]
     assert not llm_provider.calls
+
+
+def test_only_known_fields_are_read(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Others may be anything, and of those that are known none is larger than it can be right."""
+    fields: dict[str, Any] = {"model": "openai:m", "requests": requests(1), "junk": [[]] * 200_000}
+    assert post(ada, json.dumps(fields).encode(), kind="application/json").status_code == 200
+    fields["metadata"] = {"a": "b" * 300_000}
+    answer = post(ada, json.dumps(fields).encode(), kind="application/json")
+    assert wrong(answer) == [(["body", "metadata"], "Larger than 262144 bytes.")]
+    assert len(llm_provider.batches) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", BOM])
@@ -268,6 +286,18 @@ def test_a_dry_run_says_what_would_be_otherwise(ada: FlaskClient) -> None:
     assert answer.get_json()["warnings"] == ["2 requests name another model; all run with 'm'."]
 
 
+def test_a_dry_run_needs_what_the_create_needs(make_host: MakeHost, llm_provider: Simulator) -> None:
+    """A provider without a key, or an Idempotency-Key that is none, is said in a dry run, too."""
+    mine = {**llm_provider.settings, "provider": "openai"}
+    ada = client_of(make_host(providers={"openai": {}, "mine": mine}), "ada")
+    for query in ("model=openai:m&dry_run=true", "model=openai:m"):
+        assert post(ada, lines_of(1), query=query).status_code == 503
+    for query in ("model=mine:m&dry_run=true", "model=mine:m"):
+        ada.environ_base["HTTP_IDEMPOTENCY_KEY"] = "no key"
+        assert wrong(post(ada, lines_of(1), query=query))[0][0][-1] == "Idempotency-Key"
+    assert not llm_provider.calls
+
+
 def test_a_dry_run_fails_as_the_create_would(ada: FlaskClient, llm_provider: Simulator) -> None:
     """What is wrong gets the same answer from a dry run."""
     for kind, data in ((LINES, b"{}\n{"), ("application/json", json_of(0)), ("application/json", b"{")):
@@ -369,9 +399,15 @@ def test_a_bomb_does_no_harm(tmp_path: Path) -> None:
         answer = http.post("/v1/batches?model=openai:m", content=blank, headers=headers)
         assert answer.status_code == 413
         assert peak_memory(server) - before < 5 * 2**20
-        answer = http.post(
-            "/v1/batches", content=blank, headers=headers | {"Content-Type": "application/json"}
-        )
+        headers["Content-Type"] = "application/json"
+        # Regression: what took 130 KB on the wire took 4.5 GB here.
+        nulls = zlib.compressobj(wbits=31)
+        parts = (b'{"model":"openai:m","requests":[', b"0," * 2**26, b"0]}")
+        content = b"".join(map(nulls.compress, parts)) + nulls.flush()
+        answer = http.post("/v1/batches", content=content, headers=headers)
+        assert answer.json()["detail"][0]["msg"].startswith("Longer than maximum length 50000")
+        assert peak_memory(server) - before < 300 * 2**20
+        answer = http.post("/v1/batches", content=blank, headers=headers)
         assert answer.status_code == 413
         assert peak_memory(server) - before < 300 * 2**20
         assert not list(server.spool.iterdir())

@@ -15,7 +15,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
-from flask_llm_batches import current_llm_batches
+from flask_llm_batches import Batch, current_llm_batches
+from flask_llm_batches.signals import batch_finished
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
 from tests.databases import query, take_away, wait_for_a_wait
@@ -89,6 +90,40 @@ def test_owners_are_compared_to_the_letter(database_app: Flask) -> None:
         ]
         listed = [current_llm_batches.list(owner=owner).batches for owner in owners]
     assert [[batch.id for batch in batches] for batches in listed] == [[batch_id] for batch_id in made]
+
+
+def test_sums_are_of_one_owner_each(database_app: Flask) -> None:
+    """Regression: MariaDB summed up owners together that differ in a space at the end."""
+    owners = ["ada", "ada ", "ADA"]
+    with database_app.app_context():
+        for owner in owners:
+            current_llm_batches.create(owner=owner, model="openai:m", requests=requests(1))
+        sums = current_llm_batches.usage(owner=None, group_by="owner")
+    assert sorted((row.group, row.batches) for row in sums) == sorted((owner, 1) for owner in owners)
+
+
+def test_an_old_answer_changes_nothing(
+    database_url: str, make_host: MakeHost, llm_provider: Simulator
+) -> None:
+    """Regression: a slow poll's answer put a batch that had ended back to work, which then ended twice."""
+    slow, quick = (client_of(make_host(database=database_url), "ada") for _ in range(2))
+    batch_id = create_batch(slow)
+    path = f"/v1/batches/{batch_id}"
+    llm_provider.delay_next(1, on="GET /batches/", after=0)
+    ended: list[str] = []
+
+    def hear(_app: Flask, batch: Batch, owner: str) -> None:
+        ended.append(f"{owner}'s is {batch.status}")
+
+    with batch_finished.connected_to(hear), ThreadPoolExecutor(1) as others:
+        late = others.submit(slow.get, path)
+        while not llm_provider.calls_to(f"GET /batches/{batch_id}"):
+            time.sleep(0.01)
+        time.sleep(0.2)  # the answer is made by then, and on its way for long
+        llm_provider.batches[0].finish()
+        answers = [quick.get(path), late.result(), slow.get(path)]
+    assert [answer.get_json()["status"] for answer in answers] == ["completed"] * 3
+    assert ended == ["ada's is completed"]
 
 
 def test_ids_are_compared_to_the_letter(

@@ -97,6 +97,11 @@ FAULTS = {
 }
 
 
+# What a 404 is where no batch of the caller's is asked for.
+NOT_FOUND = dict.fromkeys(("upload", "create", "list"), (502, "provider_error")) | {
+    "download": (410, "results_gone")
+}
+
 # What depends on a provider's adapter and SDK; the rest is the same for all.
 ELSEWHERE = ("400", "401", "404", "429", "500", "hang", "drop", "html", "other json")
 
@@ -148,9 +153,7 @@ def test_every_failure_has_its_answer(
         llm_provider.fail_next(200, on=on, body=body, headers={"Content-Type": kind})
     answer = call(failing, endpoint, batch_id, provider)
 
-    status, code = FAULTS[fault]
-    if fault == "404" and endpoint in ("upload", "create", "list"):
-        status, code = 502, "provider_error"
+    status, code = (NOT_FOUND if fault == "404" else {}).get(endpoint, FAULTS[fault])
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (status, code), answer.text
     if status == 502:
         assert answer.get_json()["detail"] == "LLM provider error"

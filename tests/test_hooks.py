@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -83,6 +84,32 @@ def test_signals_tell_what_happened(app: Flask, llm_provider: Simulator, heard: 
     assert (created["usage"]["event"], created["usage"]["requests"]) == ("create", 2)
     assert (finished["batch"].status, finished["owner"]) == ("completed", "ada")
     assert (results["usage"]["event"], results["usage"]["total_tokens"]) == ("results", 8)
+
+
+def test_a_receiver_that_fails_costs_no_batch(
+    app: Flask, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: a receiver's error made a create a 500, which OpenAI's SDK repeats: three batches, paid."""
+    ada = client_of(app, "ada")
+    told = []
+
+    def fail(_app: Flask, **_: Any) -> None:
+        raise RuntimeError("the host's own")
+
+    def listen(_app: Flask, **payload: Any) -> None:
+        told.append(payload)
+
+    with ExitStack() as stack:
+        for signal in (batch_submitted, batch_finished, usage_recorded):
+            for receiver in (fail, listen):
+                stack.enter_context(signal.connected_to(receiver, app))
+        batch_id = create_batch(ada, 2)
+        llm_provider.batches[0].finish()
+        assert ada.get(f"/v1/batches/{batch_id}").get_json()["status"] == "completed"
+        assert len(ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]) == 2
+    assert len(llm_provider.batches) == 1
+    assert len(told) == 4
+    assert caplog.text.count("RuntimeError: the host's own") == 4
 
 
 def test_a_failed_create_is_told(app: Flask, llm_provider: Simulator, heard: Any) -> None:

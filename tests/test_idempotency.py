@@ -183,6 +183,28 @@ def test_a_key_is_kept_for_a_day(
     assert len(llm_provider.batches) == 3
 
 
+def test_a_key_is_kept_while_its_create_runs(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
+) -> None:
+    """Regression: a key that ran out before its first create had ended was good for a second batch."""
+    llm_provider.delay_next(1, on="POST /batches")
+    with ThreadPoolExecutor(1) as others:
+        first = others.submit(create, client_of(app, "ada"))
+        while not llm_provider.calls_to("POST /batches"):
+            time.sleep(0.01)
+        query(f"sqlite:///{tmp_path}/host.sqlite3", "UPDATE llm_batches_idempotency SET created_at = 0")
+        assert code(create(ada)) == (409, "idempotency_in_progress")
+        assert first.result().status_code == 200
+
+
+def test_a_key_goes_with_any_number(ada: FlaskClient) -> None:
+    """Regression: with a key, an integer of thousands of digits was a 500."""
+    asked = f'{{"model":"openai:m","requests":[{{"custom_id":"a","body":{{"seed":{"1" * 5000}}}}}]}}'
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    for data, status in ((asked, 200), (asked, 200), (asked.replace("11}", "12}"), 422)):
+        assert ada.post("/v1/batches", data=data, headers=headers).status_code == status
+
+
 def test_a_dry_run_uses_no_key(ada: FlaskClient, llm_provider: Simulator) -> None:
     """What only checks leaves the key free."""
     headers = {"Idempotency-Key": "k"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_silent_provider_spoils_no_list(
     else:
         llm_provider.delay_next(5.0, on=f"GET /batches/{known}")
     assert statuses(ada) == ["validating", "completed"]
+
+
+def test_a_provider_that_cannot_be_called_spoils_no_list(
+    make_host: MakeHost, llm_provider: Simulator, tmp_path: Path
+) -> None:
+    """Regression: a list was a 500 when a provider's key was gone that had a running batch."""
+    make = partial(make_host, database=tmp_path / "host.sqlite3")
+    create_batch(client_of(make(), "ada"))
+    assert statuses(client_of(make(providers={"openai": {}}), "ada")) == ["validating"]
 
 
 def test_what_has_ended_is_known(ada: FlaskClient, llm_provider: Simulator) -> None:

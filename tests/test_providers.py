@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,43 @@ def test_a_failed_request_keeps_the_providers_words(
     assert [name for name, row in rows.items() if row["error"]] == ["r1"]
     counts = ada.get(f"/v1/batches/{batch_id}").get_json()["request_counts"]
     assert counts == {"total": 3, "completed": 2, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("provider", "body", "code", "message"),
+    [
+        ("mistral", {"object": "error", "message": "no such model", "code": "1500"}, "1500", "no such model"),
+        ("openai", "out of quota", "429", "out of quota"),
+        ("openai", {"error": "out of quota"}, "429", "out of quota"),
+        ("openai", {"detail": ["?"]}, "429", "The provider gave no reason"),
+        ("openai", [], "429", "The provider gave no reason"),
+    ],
+)
+def test_a_failed_request_may_say_so_otherwise(
+    ada: FlaskClient, llm_provider: Simulator, provider: str, body: Any, code: str, message: str
+) -> None:
+    """Errors without an ``error``, and errors that are text, are the provider's words, too."""
+    llm_provider.respond = lambda _: (429, body)
+    batch_id = create_at(ada, provider, 1)
+    llm_provider.batches[0].finish()
+    assert rows_of(ada, batch_id)["r0"]["error"] == {"code": code, "message": message}
+
+
+def test_a_row_of_another_shape_is_one_row(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Regression: an error of Anthropic's that was no object ended all results of its batch."""
+    batch_id = create_at(ada, "anthropic")
+    (batch,) = llm_provider.batches
+    batch.finish()
+    odd = [
+        {"custom_id": "r0", "result": {"type": "errored", "error": {"type": "error", "error": "too hot"}}},
+        {"custom_id": "r1", "result": {"type": "errored", "error": {"type": "busy", "message": "come back"}}},
+        {"custom_id": "r2", "result": {"type": "succeeded", "message": 3}},
+    ]
+    batch.output[:] = [json.dumps(row).encode() + b"\n" for row in odd]
+    rows = rows_of(ada, batch_id)
+    assert rows["r0"]["error"]["message"] == "too hot"
+    assert rows["r1"]["error"] == {"code": "busy", "message": "come back"}
+    assert rows["r2"]["error"]["code"] == "unreadable"
 
 
 @pytest.mark.parametrize("provider", ["openai", "mistral"])

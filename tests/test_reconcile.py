@@ -194,7 +194,8 @@ def test_another_count_or_time_is_another_batch(
     for count in (2, 3):
         go_wrong(llm_provider, "anthropic", "drop", done=True)
         create("anthropic", count)
-    query(database, "UPDATE llm_batches_batch SET created_at = created_at - 700 WHERE requests = 3")
+    for table in ("llm_batches_batch", "llm_batches_usage"):
+        query(database, f"UPDATE {table} SET created_at = created_at - 100 WHERE requests = 3")
     assert reconcile(app, "--older-than", "0") == "1 found, 1 not there, 0 still unknown"
     assert states(database) == ["accepted", "failed"]
 

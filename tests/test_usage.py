@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 from flask_llm_batches.core.usage import TokenCount
 from flask_llm_batches.testing import Simulator
 from tests.conftest import client_of, create_batch
+from tests.hosts import requests
 
 
 def usage(tmp_path: Path) -> list[dict[str, Any]]:
@@ -62,6 +63,7 @@ def test_a_create_and_its_results_are_accounted_once(
         ({"input_tokens": 3, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 1}}, (3, 2, 1, 5)),
         ({"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": None}, (3, 2, 0, 5)),
         ({"prompt_tokens": None}, (0, 0, 0, 0)),
+        ({"prompt_tokens": 2**63, "completion_tokens": -1}, (10**8, 0, 0, 10**8)),
         (None, (0, 0, 0, 0)),
         ("many", (0, 0, 0, 0)),
     ],
@@ -203,6 +205,19 @@ def test_usage_can_be_asked_for(
     ]
     printed = app.test_cli_runner().invoke(args=["llm-batches", "usage", "--group-by", "owner"])
     assert [line.split(",")[0] for line in printed.output.splitlines()] == ["owner", "ada", "bob"]
+
+
+def test_names_are_no_formulas(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """In CSV, which spreadsheets open, a name of a caller's choice is text; a refused create has no line."""
+    create_batch(ada, 1, model="openai:=1+1")
+    llm_provider.fail_next(400, on="POST /batches")
+    ada.post("/v1/batches", json={"model": "openai:wrong", "requests": requests(1)})
+    query = "/v1/batches/usage?group_by=model"
+    assert [line[:6] for line in ada.get(query, headers={"Accept": "text/csv"}).text.splitlines()] == [
+        "model,",
+        "'=1+1,",
+    ]
+    assert [row["group"] for row in ada.get(query).get_json()["data"]] == ["=1+1"]
 
 
 def test_usage_of_a_time(app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path) -> None:

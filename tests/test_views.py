@@ -355,6 +355,19 @@ def test_untracked_batches_are_for_admins(make_host: MakeHost, llm_provider: Sim
     assert client_of(strict, None).get(path.partition("?")[0]).status_code == 422
 
 
+def test_an_unsettled_batch_is_not_untracked(make_host: MakeHost, llm_provider: Simulator) -> None:
+    """What was made for somebody, though the answer never came, is nobody else's, and stays uncancelled."""
+    app = make_host(untracked="allow")
+    llm_provider.drop_next(on="POST /batches", after=0)
+    body = {"model": "openai:m", "requests": requests(1)}
+    assert client_of(app, "bob").post("/v1/batches", json=body).status_code == 502
+    path = f"/v1/batches/{llm_provider.batches[0].id}"
+    ada = client_of(app, "ada")
+    assert ada.get(f"{path}?provider=openai").status_code == 404
+    assert ada.post(f"{path}/cancel?provider=openai").status_code == 404
+    assert llm_provider.batches[0].status == "in_progress"
+
+
 def test_an_admin_acts_for_others(app: Flask, ada: FlaskClient, admin: FlaskClient) -> None:
     """``user`` names the owner: anyone for an admin, oneself for the rest."""
     batch_id = create_batch(admin, user="ada")

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -18,7 +19,7 @@ from flask_llm_batches.errors import (
 )
 from flask_llm_batches.providers.adapters import Submission
 from flask_llm_batches.store.idempotency import KeyUsed, Uses
-from flask_llm_batches.store.records import Record, Records
+from flask_llm_batches.store.records import SETTLED, Record, Records
 
 HEADER = "Idempotency-Key"
 
@@ -38,7 +39,9 @@ class Fingerprint:
 
     def add(self, line: bytes) -> None:
         """Take in a request, as a line of the spool."""
-        self._digest.update(_encode(_decode(line)) + b"\n")
+        with suppress(msgspec.DecodeError, RecursionError):  # as written: an integer of 5,000 digits, say
+            line = _encode(_decode(line))
+        self._digest.update(line + b"\n")
 
     def __str__(self) -> str:
         return self._digest.hexdigest()
@@ -92,21 +95,19 @@ class Idempotency:
         use = self._uses.find(hashed)
         if use is None:
             return None
-        if use.created_at <= time.time() - self._ttl:
+        record = self._records.by_uid(use.batch_uid)
+        expired = use.created_at <= time.time() - self._ttl
+        if record is None or (expired and record.state in SETTLED):
             self._uses.forget(use)
             return None
         if use.fingerprint != fingerprint:
             raise IdempotencyMismatch
-        record = self._records.by_uid(use.batch_uid)
-        if record is None:
-            self._uses.forget(use)
-            return None
         if use.answer is not None:
             return Batch.from_dict(use.answer, record.provider)
         try:
             state = self._settle(record)
         except LLMBatchesError:
             raise IdempotencyInProgress from None
-        if state not in ("accepted", "failed"):
+        if state not in SETTLED:
             raise IdempotencyInProgress
         return None

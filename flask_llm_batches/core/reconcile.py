@@ -16,7 +16,7 @@ from flask_llm_batches.config import Settings
 from flask_llm_batches.core.spool import sweep
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.providers.clients import Providers
-from flask_llm_batches.store.records import Record, Records
+from flask_llm_batches.store.records import SETTLED, Record, Records
 from flask_llm_batches.store.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Reconciler:
         Raises:
             LLMBatchesError: The provider gives no list.
         """
-        if record.state in ("accepted", "failed"):  # whoever made it was quicker
+        if record.state in SETTLED:  # whoever made it was quicker
             return record.state
         now = time.time()
         if record.state == "submitting" and now - record.created_at < (
@@ -131,13 +131,16 @@ class Reconciler:
         """Give the one batch that it is, none, or all that it may be."""
         similar = []
         after = None
+        latest = record.created_at + self._longest
+        if record.state == "unknown":  # somebody saw it fail
+            latest = self._records.given_up_at(record) + _SLACK
         while True:
             page = self._providers.list(record.provider, after=after, limit=_PAGE)
             for batch in page.batches:
                 uid = (batch.metadata or {}).get(UID_KEY)
                 if uid == record.uid:
                     return [batch]
-                if uid is None and self._is_similar(record, batch):
+                if uid is None and _is_similar(record, batch, latest):
                     similar.append(batch)
             if not (page.has_more and page.batches) or (
                 page.batches[-1].created_at < record.created_at - _SLACK
@@ -152,10 +155,6 @@ class Reconciler:
         certain = all(_total(batch) == record.requests for batch in strange) and not self._has_rival(record)
         return strange if certain else strange * 2
 
-    def _is_similar(self, record: Record, batch: Batch) -> bool:
-        after = batch.created_at - record.created_at
-        return -_SLACK <= after <= self._longest and _total(batch) in (record.requests, 0)
-
     def _has_rival(self, record: Record) -> bool:
         return any(
             other.uid != record.uid
@@ -163,6 +162,11 @@ class Reconciler:
             and abs(other.created_at - record.created_at) <= self._longest + _SLACK
             for other in self._records.unsettled(provider=record.provider)
         )
+
+
+def _is_similar(record: Record, batch: Batch, latest: float) -> bool:
+    in_time = record.created_at - _SLACK <= batch.created_at <= latest
+    return in_time and _total(batch) in (record.requests, 0)
 
 
 def _total(batch: Batch) -> int:

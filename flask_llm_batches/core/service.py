@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +159,7 @@ class Service:
         if idempotency_key is not None:
             self._idempotency.check(idempotency_key)
         provider, submission = self._asked(model, endpoint, completion_window, metadata)
-        by = requested_by or owner
+        by = Principal(requested_by or owner).owner
         asked_for = {
             "model": submission.model,
             "endpoint": endpoint,
@@ -209,10 +210,14 @@ class Service:
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
         endpoint: str = DEFAULT_ENDPOINT,
+        idempotency_key: str | None = None,
     ) -> Checked:
         """Check a batch as ``create`` does, and send and keep nothing."""
         Principal(owner)
+        if idempotency_key is not None:
+            self._idempotency.check(idempotency_key)
         provider, submission = self._asked(model, endpoint, completion_window, metadata)
+        self._providers.check(provider)
         with self._spooled(provider, submission, requests) as spool:
             warnings = []
             if spool.renamed:
@@ -331,7 +336,8 @@ class Service:
             raise BatchNotComplete(batch_id, status=batch.status, provider=batch.provider)
         groups = self._providers.rows(batch, beat=BEAT)
         if row is not None:
-            groups = self._complete(groups, row, batch, requested_by or owner or row.owner)
+            by = Principal(requested_by or owner or row.owner).owner
+            groups = self._complete(groups, row, batch, by)
         return Results(groups, status=status, keep_waiting=keep_waiting)
 
     def end_reads(self) -> None:
@@ -399,7 +405,8 @@ class Service:
     def _refreshed(self, rows: Sequence[Record]) -> Sequence[Batch]:
         before = int(time.time()) - FRESH
         stale = [row for row in rows if row.status not in FINISHED and (row.refreshed_at or 0) <= before]
-        due = self._records.claim_refresh(stale, before=before) if stale else []
+        due = list(self._records.claim_refresh(stale, before=before)) if stale else []
+        random.shuffle(due)  # not all may get a turn, and next time not the same ones
         answers = self._providers.retrieve_many([(row.provider, str(row.batch_id)) for row in due])
         fresh = {
             row.id: self._seen(row, batch)
@@ -437,15 +444,22 @@ class Service:
             raise ValidationFailed(
                 {"provider": [f"{REQUIRED} It may be left out for a batch of yours only."]}
             )
-        if not known and (owner is None or self.settings.untracked == "allow"):
+        if not known and (owner is None or self._is_nobodys(name, batch_id)):
             return name, None
         raise BatchNotFound(f"Batch '{batch_id}' not found")
+
+    def _is_nobodys(self, provider: str, batch_id: str) -> bool:
+        """Find out whether a batch without a record may be shown: it is none that we made for somebody."""
+        if self.settings.untracked != "allow":
+            return False
+        uid = (self._providers.retrieve(provider, batch_id).metadata or {}).get(UID_KEY)
+        return uid is None or self._records.by_uid(uid) is None
 
     def _seen(self, row: Record | None, batch: Batch) -> Batch:
         if row is None:
             return batch.remembering({})
-        batch = batch.remembering(row.snapshot)
-        if self._records.seen(row, batch) and batch.finished:
+        batch, changed = self._records.seen(row, batch.remembering(row.snapshot))
+        if changed and batch.finished:
             _send(batch_finished, batch=batch, owner=row.owner)
         return batch
 
@@ -488,8 +502,13 @@ def _reasons(batch: Batch) -> str:
 
 
 def _send(signal: NamedSignal, **payload: Any) -> None:
-    app: Any = current_app
-    signal.send(app._get_current_object(), **payload)  # noqa: SLF001  # as Flask itself sends its own
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # as Flask sends its own
+    for receiver in signal.receivers_for(app):
+        try:
+            receiver(app, **payload)
+        except Exception:
+            # What it hears of has happened: an error would have the caller pay for it again.
+            logger.exception("a receiver of %s failed", signal.name)
 
 
 def _service() -> Service:

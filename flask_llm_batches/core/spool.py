@@ -27,6 +27,8 @@ from flask_llm_batches.providers.adapters import Adapter, Unsuitable
 MAX_ERRORS = 50
 """So many wrong requests are named; of the rest, how many there are."""
 
+_LONGEST_NAME = 100  # of a parameter, in an answer
+
 # Python's threads take turns of 5 ms, and a status call needs many: whoever is busy for long gives way.
 _TURN, _PAUSE = 256, 0.000_05
 
@@ -140,6 +142,22 @@ class _Request(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Request).decode
 
 
+def _is_longer(array: msgspec.Raw, limit: int) -> bool:
+    """Find an array that is far too long before its items take many times its size.
+
+    A list of another length than that is refused at the first item too many. Without its end, any other one
+    is refused for that.
+    """
+    content = memoryview(array)
+    try:
+        msgspec.json.decode(content[:-1], type=tuple[(msgspec.Raw,) * (limit + 1)])  # type: ignore[misc]
+    except msgspec.ValidationError:
+        return bytes(content[:1]) == b"["
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    return False
+
+
 def _numbered(requests: Requests) -> tuple[str, Iterable[tuple[int, msgspec.Raw | _Wrong]]]:
     """Give requests, and where they are: ``requests`` count from 0, ``lines`` as editors do."""
     if isinstance(requests, msgspec.Raw):
@@ -190,12 +208,14 @@ class _Writer:
         self._fingerprint = fingerprint
 
     def write(self, requests: Requests, limit: _Limit) -> None:
+        too_long = f"Longer than maximum length {limit.requests}, the limit {limit.whose}."
+        if isinstance(requests, msgspec.Raw) and _is_longer(requests, limit.requests):
+            raise ValidationFailed({self._place: [too_long]})
         self._place, numbered = _numbered(requests)
         problems = _Problems(self._place)
         for count, (number, content) in enumerate(numbered):
             if count == limit.requests:
-                message = f"Longer than maximum length {limit.requests}, the limit {limit.whose}."
-                raise ValidationFailed({self._place: [message]})
+                raise ValidationFailed({self._place: [too_long]})
             if count % _TURN == _TURN - 1:
                 time.sleep(_PAUSE)
             try:
@@ -256,8 +276,12 @@ def _checked(content: msgspec.Raw | _Wrong) -> _Request:
     except msgspec.ValidationError:
         raise _what_is_wrong(content) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _Wrong(f"Not valid JSON: {error}.") from None
+        raise _broken(error) from None
     return request
+
+
+def _broken(error: Exception) -> _Wrong:
+    return _Wrong(f"Not valid JSON: {error}.")
 
 
 def _what_is_wrong(content: msgspec.Raw) -> _Wrong:
@@ -266,6 +290,8 @@ def _what_is_wrong(content: msgspec.Raw) -> _Wrong:
         fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         return _Wrong("Not a valid mapping type.")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _broken(error)
     for name, kind, message in (
         ("custom_id", str, "Not a valid string."),
         ("body", dict[str, msgspec.Raw], "Not a valid mapping type."),
@@ -276,6 +302,8 @@ def _what_is_wrong(content: msgspec.Raw) -> _Wrong:
             msgspec.json.decode(fields[name], type=kind)
         except msgspec.ValidationError:
             return _Wrong(message, name)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _broken(error)
     return _Wrong("Not a request.")
 
 
@@ -294,7 +322,7 @@ class _Problems:
         if self.count <= MAX_ERRORS:
             message: Any = [problem.message]
             for step in reversed(problem.path):
-                message = {step: message}
+                message = {step if isinstance(step, int) else step[:_LONGEST_NAME]: message}
             self._messages[number] = message
 
     def raise_if_any(self) -> None:

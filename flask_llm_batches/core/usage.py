@@ -188,6 +188,11 @@ def group_name(row: UsageSum, group_by: str | None) -> str | None:
     return None if group_by is None else str(row.group)
 
 
+def _cell(name: str | None) -> str:
+    """Keep a spreadsheet from taking a name, which callers choose, for a formula."""
+    return f"'{name}" if name and name[0] in "=+-@\t\r" else name or ""
+
+
 def usage_csv(sums: Iterable[UsageSum], group_by: str | None) -> str:
     """Write sums as CSV, with a line of names first."""
     text = io.StringIO()
@@ -196,7 +201,7 @@ def usage_csv(sums: Iterable[UsageSum], group_by: str | None) -> str:
     writer.writerow(names if group_by is None else (group_by, *names))
     for row in sums:
         figures = [format(value, "f") if isinstance(value, Decimal) else value for value in row[1:]]
-        writer.writerow(figures if group_by is None else [group_name(row, group_by), *figures])
+        writer.writerow(figures if group_by is None else [_cell(group_name(row, group_by)), *figures])
     return text.getvalue()
 
 
@@ -207,8 +212,12 @@ def _rate(price: Decimal | TieredPrices, prompt: int) -> Decimal:
     return next((tier.price for tier in reversed(price.tiers) if prompt > tier.start), price.base)
 
 
+# Tokens of one request: no model takes as many, and a batch's sum and cost still fit into 64 bits.
+_MOST = 10**8
+
+
 def _number(usage: dict[str, Any], *names: str) -> int:
     for name in names:
         if isinstance(value := usage.get(name), int):
-            return value
+            return min(max(value, 0), _MOST)
     return 0

@@ -22,6 +22,7 @@ from flask_llm_batches.errors import (
     LLMBatchesError,
     ProviderFailed,
     ProviderTimeout,
+    ResultsGone,
     UnknownProvider,
     UnsupportedProvider,
     ValidationFailed,
@@ -79,6 +80,17 @@ class Providers:
         """
         return self._find(name).name
 
+    def check(self, name: str) -> None:
+        """Find out whether a provider can be called, without calling it.
+
+        Raises:
+            ProviderNotConfigured: It has no key.
+        """
+        try:
+            self._kept(self._find(name))
+        except Exception as error:  # noqa: BLE001  # whatever an SDK raises
+            raise as_ours(error, provider=name, call="check", redact=self._redact) from None
+
     def adapter_of(self, name: str) -> type[Adapter]:
         """Give the class that knows what a provider takes."""
         return adapter_class(self._find(name).kind)
@@ -125,8 +137,10 @@ class Providers:
 
         adapters: dict[str, Adapter] = {}
         for provider, _ in wanted:
-            with suppress(LLMBatchesError):  # it is not configured any more
+            try:
                 adapters[provider] = self._kept(self._find(provider))
+            except Exception as error:  # noqa: BLE001  # it is not configured any more, or not as it was
+                as_ours(error, provider=provider, call="list", redact=self._redact)
 
         async def ask(provider: str, batch_id: str) -> Batch | None:
             if provider not in adapters:
@@ -141,7 +155,10 @@ class Providers:
         async def ask_all() -> list[Batch | None]:
             return await asyncio.gather(*(ask(*one) for one in wanted))
 
-        return self._bridge.run(ask_all(), 2 * _SOON) if adapters else [None] * len(wanted)
+        with suppress(TimeoutError):
+            if adapters:
+                return self._bridge.run(ask_all(), 2 * _SOON)
+        return [None] * len(wanted)
 
     def kind_of(self, provider: str) -> str:
         """Give any-llm's name of a provider."""
@@ -172,6 +189,7 @@ class Providers:
 
         Raises:
             BatchNotComplete: any-llm gives none of a batch of this status.
+            ResultsGone: There are none any more.
         """
         provider, batch_id = batch.provider, batch.id
         try:
@@ -189,9 +207,10 @@ class Providers:
             if type(error).__name__ == "BatchNotCompleteError":
                 status = str(getattr(error, "batch_status", "unknown"))
                 raise BatchNotComplete(batch_id, status=status, provider=provider) from None
-            raise as_ours(
-                error, provider=provider, call="results", redact=self._redact, batch_id=batch_id
-            ) from None
+            ours = as_ours(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
+            if isinstance(ours, BatchNotFound):  # the batch was there a moment ago
+                ours = ResultsGone(batch_id, provider=provider)
+            raise ours from None
 
     def _control(
         self,

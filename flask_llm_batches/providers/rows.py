@@ -54,7 +54,7 @@ def _row(line: bytes, adapter: Adapter, batch: Batch) -> Row:
             return adapter.row(line, batch)
         except ValueError:  # msgspec's errors are ValueErrors
             return adapter.row(_ESCAPE.sub(_mended, line), batch)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a row of another shape, too
         found = _CUSTOM_ID.search(line)
         try:
             custom_id = msgspec.json.decode(found[1], type=str) if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,14 +64,15 @@ class FileDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._engine: Engine | None = None
+        self._engines: dict[int, Engine] = {}  # a process's own: after a fork, SQLite forbids the parent's
 
     def engine(self) -> Engine:
         with self._lock:
-            if self._engine is None:
+            engine = self._engines.get(os.getpid())
+            if engine is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._engine = self._open()
-            return self._engine
+                engine = self._engines[os.getpid()] = self._open()
+            return engine
 
     def end_reads(self) -> None:
         pass

@@ -14,11 +14,14 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
-from flask_llm_batches.batch import Batch
+from flask_llm_batches.batch import FINISHED, Batch
 from flask_llm_batches.store import idempotency
 from flask_llm_batches.store.models import BatchRow, ManifestRow, UsageRow
 from flask_llm_batches.store.store import Store, is_owned, transaction
 from flask_llm_batches.store.usage import Tokens, Usage, use
+
+SETTLED = ("accepted", "failed")
+"""The states of a batch of which it is known whether the provider has it."""
 
 MANIFEST_PART = 10_000
 """So many ids are in a row of the manifest: few enough for one statement, whatever their length is."""
@@ -141,18 +144,26 @@ class Records(Store):
             error=error,
         )
 
-    def seen(self, record: Record, batch: Batch) -> bool:
-        """Keep a batch as a provider has just shown it; say whether this call changed its status."""
-        snapshot = batch.to_dict()
-        return snapshot != record.snapshot and self._changed(record, batch.status, snapshot)
+    def seen(self, record: Record, batch: Batch) -> tuple[Batch, bool]:
+        """Keep a batch as a provider has just shown it.
+
+        Returns:
+            How it is, and whether this call changed its status. Once it has ended, nothing older counts.
+        """
+        return (batch, False) if batch.to_dict() == record.snapshot else self._changed(record, batch)
 
     @transaction
-    def _changed(
-        self, connection: Connection, record: Record, status: str, snapshot: Mapping[str, Any]
-    ) -> bool:
-        this = update(BatchRow).where(BatchRow.id == record.id)
-        connection.execute(this.values(snapshot=snapshot))
-        return connection.execute(this.where(BatchRow.status != status).values(status=status)).rowcount == 1
+    def _changed(self, connection: Connection, record: Record, batch: Batch) -> tuple[Batch, bool]:
+        this = BatchRow.id == record.id
+        news = this, BatchRow.status != batch.status, BatchRow.status.not_in(FINISHED)
+        values: dict[str, Any] = {"status": batch.status, "snapshot": batch.to_dict()}
+        if connection.execute(update(BatchRow).where(*news).values(values)).rowcount == 1:
+            return batch, True
+        same = update(BatchRow).where(this, BatchRow.status == batch.status)
+        if connection.execute(same.values(values)).rowcount == 1:
+            return batch, False
+        known = connection.execute(select(BatchRow.snapshot).where(this)).scalar_one()
+        return Batch.from_dict(known, record.provider), False
 
     @transaction
     def unsettled(

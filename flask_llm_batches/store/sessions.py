@@ -9,8 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
 
-# Whatever else is said may change something, or hold a lock.
+# Whatever else is said may change something, or hold a lock: a function, too, unless it is one of these.
+_FUNCTIONS = "avg|char_length|coalesce|count|length|lower|max|min|sum|upper"
+_WORDS = "all|and|any|as|between|by|else|exists|from|in|join|not|on|or|select|then|union|when|where"
 _READ = re.compile(r"\s*SELECT\b(?!.*\b(?:FOR|INTO|LOCK)\b)", re.IGNORECASE | re.DOTALL)
+_CALL = re.compile(rf"""(?!\b(?:{_FUNCTIONS}|{_WORDS})\s*\()(?:\b\w+|["`\]])\s*\(""", re.IGNORECASE)
 
 _WATCH = "llm_batches_watch"
 
@@ -23,7 +26,11 @@ class _Watch:
         self.only_reads = True
 
     def look(self, _connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
-        self.only_reads = self.only_reads and _READ.match(statement) is not None
+        self.only_reads = self.only_reads and _only_reads(statement)
+
+
+def _only_reads(statement: str) -> bool:
+    return _READ.match(statement) is not None and _CALL.search(statement) is None
 
 
 def watch(sessions: scoped_session[Any]) -> None:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 # https://mariadb.com/kb/en/mariadb-error-codes/
 _GIVEN_UP = {"40P01", 1213, "40001", 1020}
-_ATTEMPTS, _PAUSE = 5, 0.05
+_ATTEMPTS, _PAUSE = 10, 0.05
 
 # In SQLite's, PostgreSQL's and MariaDB's words.
 _HINTS = (
@@ -62,12 +62,13 @@ def transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callable[
             try:
                 with self._database.engine().begin() as connection:
                     return method(self, connection, *args, **kwargs)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, OSError) as error:  # the latter of a folder that cannot be made
                 left -= 1
                 if not (left and _is_given_up(error)):
                     raise _unavailable(error) from None
             # Several lose at once, and would meet again.
-            time.sleep(random.uniform(0, _PAUSE))  # noqa: S311  # nothing is kept secret by it
+            longest = _PAUSE * 2 ** min(_ATTEMPTS - left, 5)
+            time.sleep(random.uniform(0, longest))  # noqa: S311  # nothing is kept secret by it
 
     return run
 
@@ -82,13 +83,13 @@ class Store:
         self._database = database
 
 
-def _is_given_up(error: SQLAlchemyError) -> bool:
+def _is_given_up(error: Exception) -> bool:
     orig = getattr(error, "orig", None)
     codes = (getattr(orig, "sqlstate", None), getattr(orig, "pgcode", None), *getattr(orig, "args", ())[:1])
     return not _GIVEN_UP.isdisjoint(codes)
 
 
-def _unavailable(error: SQLAlchemyError) -> RecordUnavailable:
+def _unavailable(error: Exception) -> RecordUnavailable:
     # The statement and its parameters stay out of the log: they hold what callers sent.
     # PostgreSQL quotes both in the lines after the first.
     reason = getattr(error, "orig", None) or error

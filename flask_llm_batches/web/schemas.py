@@ -304,6 +304,9 @@ HTTP_CODES = {
 
 _CREATE, _ERROR = CreateBatchSchema(), ErrorSchema()
 
+# Decoded, they take many times their size; metadata, with every character escaped, have half of it.
+_LONGEST_FIELD = 1 << 18
+
 
 def load_create(body: bytes) -> dict[str, Any]:
     """Read the body of a create; its requests stay bytes.
@@ -312,12 +315,17 @@ def load_create(body: bytes) -> dict[str, Any]:
         InvalidJSON: It is not JSON.
         ValidationFailed: Fields are missing or wrong.
     """
-    if not body.strip():
+    body = body.removeprefix(BOM_UTF8)
+    if not body or body.isspace():
         raise ValidationFailed({"_schema": ["The body is empty: send a JSON object."]})
     try:
-        raw = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, msgspec.Raw])
+        raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         requests = raw.pop("requests", None)
-        data = {name: msgspec.json.decode(value) for name, value in raw.items()}
+        known = {name: value for name, value in raw.items() if name in _CREATE.fields}
+        for name, value in known.items():
+            if memoryview(value).nbytes > _LONGEST_FIELD:
+                raise ValidationFailed({name: [f"Larger than {_LONGEST_FIELD} bytes."]})
+        data = {name: msgspec.json.decode(value) for name, value in known.items()}
     except msgspec.ValidationError:
         raise ValidationFailed({"_schema": ["The body must be a JSON object."]}) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

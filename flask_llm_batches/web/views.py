@@ -73,15 +73,10 @@ def create() -> Response:
     principal = caller()
     if user not in (None, principal.owner) and not principal.admin:
         raise Forbidden("Only an admin may name another user than themselves", param="user")
-    owner = user or principal.owner
+    data |= {"owner": user or principal.owner, "idempotency_key": request.headers.get(IDEMPOTENCY_KEY)}
     if dry_run:
-        return _answer(CHECKED, current_llm_batches.check(owner=owner, **data))
-    created = current_llm_batches.create_once(
-        owner=owner,
-        requested_by=principal.owner,
-        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
-        **data,
-    )
+        return _answer(CHECKED, current_llm_batches.check(**data))
+    created = current_llm_batches.create_once(requested_by=principal.owner, **data)
     response = _answer(BATCH, created.batch)
     if created.replayed:
         response.headers["Idempotent-Replayed"] = "true"

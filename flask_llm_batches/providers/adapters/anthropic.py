@@ -13,7 +13,7 @@ import msgspec
 
 from flask_llm_batches.batch import NOT_EXECUTED, Batch, Row
 from flask_llm_batches.errors import ValidationFailed
-from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission, Unsuitable, carried
+from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission, Unsuitable, carried, said
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -47,15 +47,13 @@ _FINISH_REASONS = {
 _GIVEN_UP = {"expired": NOT_EXECUTED["expired"], "canceled": NOT_EXECUTED["cancelled"]}
 
 
-class _Turn(msgspec.Struct):
-    role: str
-    content: msgspec.Raw = msgspec.Raw(b"null")
+_Turn = dict[str, msgspec.Raw]
 
 
 class _Outcome(msgspec.Struct):
     type: str
     message: msgspec.Raw = msgspec.Raw(b"null")
-    error: dict[str, Any] | None = None
+    error: Any = None
 
 
 class _Line(msgspec.Struct):
@@ -88,6 +86,9 @@ class _Block(msgspec.Struct):
 
 
 _decode_turns = msgspec.json.Decoder(list[_Turn]).decode
+
+_SYSTEM = (msgspec.Raw(b'"system"'), msgspec.Raw(b'"developer"'))
+_NULL = msgspec.Raw(b"null")
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_block = msgspec.json.Decoder(_Block).decode
@@ -171,7 +172,7 @@ class AnthropicAdapter(Adapter):
         given_up = _GIVEN_UP.get(entry.result.type)
         if given_up is not None:
             return Row(entry.custom_id, error=given_up)
-        error = (entry.result.error or {}).get("error") or {}
+        error = said(entry.result.error)
         return Row(entry.custom_id, error=self.row_error(error.get("type"), error.get("message")))
 
     def _message_batch(self, data: Any) -> Batch:
@@ -232,24 +233,28 @@ def _move_system(params: dict[str, Any]) -> None:
         return  # Anthropic says what is wrong with them
     leading = 0
     for index, turn in enumerate(turns):
-        if turn.role in ("system", "developer"):
-            if index != leading:
-                raise Unsuitable(
-                    "Anthropic takes system messages only before all others.", "body", "messages", index
-                )
-            leading += 1
+        if turn.get("role") not in _SYSTEM:
+            continue
+        at = ("body", "messages", index)
+        if index != leading:
+            raise Unsuitable("Anthropic takes system messages only before all others.", *at)
+        for name in turn.keys() - {"role", "content"}:
+            raise Unsuitable("Not part of a system message at Anthropic.", *at, name)
+        leading += 1
     if not leading:
         return
     if "system" in params:
         raise Unsuitable("Given twice: as a message, too.", "body", "system")
-    contents = [turn.content for turn in turns[:leading]]
+    contents = [turn.get("content", _NULL) for turn in turns[:leading]]
     params["system"] = contents[0] if leading == 1 else [block for raw in contents for block in _blocks(raw)]
-    params["messages"] = msgspec.json.decode(params["messages"], type=list[msgspec.Raw])[leading:]
+    params["messages"] = turns[leading:]
 
 
 def _blocks(content: msgspec.Raw) -> list[Any]:
-    decoded = msgspec.json.decode(content)
-    return decoded if isinstance(decoded, list) else [{"type": "text", "text": decoded}]
+    try:
+        return msgspec.json.decode(content, type=list[msgspec.Raw])
+    except msgspec.ValidationError:  # text
+        return [{"type": "text", "text": content}]
 
 
 def _completion(raw: msgspec.Raw) -> msgspec.Raw:

@@ -84,7 +84,15 @@ class _Line(msgspec.Struct, gc=False):
 
     custom_id: str
     response: _Response | None = None
-    error: dict[str, Any] | None = None
+    error: Any = None
+
+
+def said(body: object) -> Mapping[str, Any]:
+    """Give what an error's body says: in its ``error``, in itself as Mistral's does, or as text."""
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(inner, dict):
+        return inner
+    return {"message": inner if isinstance(inner, str) else None}
 
 
 _decode = msgspec.json.Decoder(_Line).decode
@@ -187,9 +195,7 @@ class Adapter:
             if bytes(memoryview(response.body)[:1]) != b"{":
                 raise ValueError("a response without a body")
             return Row(entry.custom_id, response.body)
-        body = msgspec.json.decode(response.body)
-        inner = body.get("error") if isinstance(body, dict) else None
-        error = entry.error or (inner if isinstance(inner, dict) else {})
+        error = said(entry.error or msgspec.json.decode(response.body))
         code = error.get("code") or error.get("type") or response.status_code
         return Row(entry.custom_id, error=self.row_error(code, error.get("message")))
 

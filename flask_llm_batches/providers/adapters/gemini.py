@@ -9,7 +9,7 @@ import msgspec
 
 from flask_llm_batches.batch import Batch, Row
 from flask_llm_batches.errors import ValidationFailed
-from flask_llm_batches.providers.adapters.base import Adapter, Submission, carried
+from flask_llm_batches.providers.adapters.base import Adapter, Submission, Unsuitable, carried
 
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse, InlinedResponse
@@ -23,6 +23,67 @@ _TAKEN = {name: name for name in ("max_tokens", "messages", "model", "stop", "te
 
 # https://ai.google.dev/api/generate-content#FinishReason
 _FINISH_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"}
+
+
+# What any-llm can say to Gemini. The rest it would leave out, or fail on: for the whole batch.
+class _Strict(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Url(_Strict):
+    url: str
+
+
+class _FileData(_Strict):
+    file_data: str
+    filename: str | None = None
+
+
+class _Sound(_Strict):
+    data: str
+    format: str
+
+
+class _Text(_Strict, tag_field="type", tag="text"):
+    text: str
+
+
+class _Image(_Strict, tag_field="type", tag="image_url"):
+    image_url: _Url
+
+
+class _File(_Strict, tag_field="type", tag="file"):
+    file: _FileData
+
+
+class _Audio(_Strict, tag_field="type", tag="input_audio"):
+    input_audio: _Sound
+
+
+class _System(_Strict, tag_field="role", tag="system"):
+    content: str | list[_Text]
+
+
+class _Developer(_Strict, tag_field="role", tag="developer"):
+    content: str | list[_Text]
+
+
+class _User(_Strict, tag_field="role", tag="user"):
+    content: str | list[_Text | _Image | _File | _Audio]
+
+
+class _Assistant(_Strict, tag_field="role", tag="assistant"):
+    content: str
+
+
+_TYPES: dict[str, msgspec.json.Decoder[Any]] = {
+    "messages": msgspec.json.Decoder(list[_System | _Developer | _User | _Assistant]),
+    "max_tokens": msgspec.json.Decoder(int | None),
+    "stop": msgspec.json.Decoder(str | list[str] | None),
+    "temperature": msgspec.json.Decoder(float | None),
+    "top_p": msgspec.json.Decoder(float | None),
+}
+_NULL = msgspec.Raw(b"null")
 
 
 class GeminiAdapter(Adapter):
@@ -42,6 +103,13 @@ class GeminiAdapter(Adapter):
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
         carriable = carried(body, _TAKEN, "Not taken by Gemini as part of a batch.")
+        if "messages" not in carriable:
+            raise Unsuitable("Missing data for required field.", "body", "messages", parameter=False)
+        for name, decoder in _TYPES.items():
+            try:
+                decoder.decode(carriable.get(name, _NULL))
+            except msgspec.DecodeError as error:
+                raise Unsuitable(f"Not what Gemini takes: {error}.", "body", name, parameter=False) from None
         return super().line(custom_id, carriable, endpoint)
 
     async def results(self, batch: Batch) -> Sequence[Row]:
