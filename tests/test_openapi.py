@@ -21,7 +21,7 @@ STATUSES = {
     ("get", "/usage"): set(),
     ("get", "/{batch_id}"): {404},
     ("post", "/{batch_id}/cancel"): {404},
-    ("get", "/{batch_id}/results"): {404, 409},
+    ("get", "/{batch_id}/results"): {404, 409, 410},
 }
 EVERYWHERE = {200, 400, 401, 403, 405, 422, 429, 500, 502, 503, 504}
 

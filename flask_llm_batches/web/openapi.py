@@ -33,6 +33,7 @@ _ERRORS = {
     404: "`not_found`: no such batch, or someone else's",
     405: "`method_not_allowed`: this path has other methods",
     409: "`batch_not_complete`, `idempotency_in_progress`: come back after `Retry-After`; `batch_failed`",
+    410: "`results_gone`: the provider keeps results for some time only",
     413: "`too_large`",
     415: "`unsupported_media_type`",
     422: "`validation_error`, `invalid_json`, `unsupported_provider`, `unsupported_parameters` or "
@@ -149,7 +150,7 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
         "results",
         "Fetch the results",
         ResultsSchema,
-        (*of_one, 409),
+        (*of_one, 409, 410),
         parameters=[_ID, {"in": "query", "schema": ResultsQuerySchema}],
     )
     results["responses"]["200"]["content"] |= _ROWS
