@@ -93,7 +93,7 @@ def test_a_thousand_calls_leave_nothing_behind(tmp_path: Path) -> None:
         most_threads = 1 + 8 + 1 + min(32, (os.cpu_count() or 1) + 4)
         for (threads, files), (more_threads, more_files) in zip(before, after, strict=True):
             assert more_threads <= max(threads, most_threads)
-            # A worker may come to hold any of the 16 connections, and as many to the database and the provider.
+            # Of the 16 connections a worker may come to hold any, and as many to database and provider.
             assert more_files <= files + 32
     assert noise(server) == []
 
