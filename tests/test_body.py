@@ -61,11 +61,12 @@ def test_lines_make_a_batch(ada: FlaskClient, llm_provider: Simulator, kind: str
         b'{"custom_id": "a", "body": {"input": "x"}}\n'
         b'{"custom_id": "b", "method": "POST", "url": "/v1/embeddings", "body": {"model": "other"}}\n'
     )
-    query = "model=openai:m&endpoint=/v1/embeddings&completion_window=24h&user=ada"
+    query = 'model=openai:m&endpoint=/v1/embeddings&completion_window=24h&user=ada&metadata={"team":"search"}'
     answer = post(ada, data, kind=kind, query=query)
     assert answer.status_code == 200, answer.text
     batch = answer.get_json()
     assert (batch["model"], batch["endpoint"], batch["completion_window"]) == ("m", "/v1/embeddings", "24h")
+    assert batch["metadata"] == {"team": "search"}
     (simulated,) = llm_provider.batches
     assert [line["custom_id"] for line in simulated.requests] == ["a", "b"]
     assert {line["body"]["model"] for line in simulated.requests} == {"m"}
@@ -151,6 +152,8 @@ def test_no_lines_are_no_batch(ada: FlaskClient, data: bytes) -> None:
         ("model=openai:m&completion_window=", "completion_window"),
         ("model=openai:m&user=", "user"),
         ("model=openai:m&dry_run=perhaps", "dry_run"),
+        ("model=openai:m&metadata=a", "metadata"),
+        ("model=openai:m&metadata=[]", "metadata"),
     ],
 )
 def test_wrong_queries_are_named(ada: FlaskClient, query: str, name: str) -> None:

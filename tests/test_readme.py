@@ -7,17 +7,21 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 
 from flask_llm_batches import Principal
 from flask_llm_batches.testing import Simulator
-from tests.servers import free_port
+from tests.hosts import requests
+from tests.servers import free_port, gunicorn
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -114,6 +118,24 @@ def test_the_curl_lines(tmp_path: Path) -> None:
     assert done.stdout.count('"object":"batch"') == 5
     assert "batch_not_complete" in done.stdout
     assert '"status":"cancelling"' in done.stdout
+
+
+@pytest.mark.slow
+def test_openais_client(tmp_path: Path) -> None:
+    """OpenAI's client makes a batch, asks after it, and fetches its results."""
+    with Simulator(seconds=1) as simulator, gunicorn(simulator, tmp_path, "--threads=4") as server:
+        key = httpx.post(f"{server.url}/keys/ada").text
+        code = block("from openai import OpenAI").replace("http://127.0.0.1:5000", server.url)
+        create, results = re.sub(r'(?<=api_key=")[^"]+', key, code).split("results = ")
+        names: Namespace = {"requests": requests(2)}
+        run(create, names)
+        with names["client"] as client:
+            with pytest.raises(openai.ConflictError):
+                run(f"results = {results}", names)
+            while client.batches.retrieve(names["batch"].id).status != "completed":
+                time.sleep(0.1)
+            run(f"results = {results}", names)
+    assert len(names["results"]["results"]) == 2
 
 
 def test_the_blueprint_elsewhere(example: Namespace) -> None:

@@ -79,10 +79,16 @@ _LINES_QUERY = [
     {
         "name": name,
         "in": "query",
-        "description": f"Only with JSONL, and as `{name}` is in JSON.",
+        "description": f"Only with JSONL, and as `{name}` is in JSON{as_text}.",
         "schema": {"type": "string"},
     }
-    for name in ("model", "completion_window", "endpoint", "user")
+    for name, as_text in (
+        ("model", ""),
+        ("completion_window", ""),
+        ("endpoint", ""),
+        ("user", ""),
+        ("metadata", ", as its text"),
+    )
 ]
 _IDEMPOTENCY_KEY = {
     "name": HEADER,

@@ -31,6 +31,19 @@ class RawArray(fields.Field[msgspec.Raw]):
         return value
 
 
+class JSONObject(fields.Dict):
+    """An object as JSON text, in a query."""
+
+    default_error_messages = {"invalid": 'Not JSON such as {{"team": "search"}}.'}  # noqa: RUF012  # see above
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        try:
+            pairs = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            raise self.make_error("invalid") from None
+        return super()._deserialize(pairs, attr, data, **kwargs)  # type: ignore[no-untyped-call]
+
+
 _ID_OR_NULL = {"type": ["string", "null"]}
 _REQUESTS = {
     "type": "array",
@@ -97,19 +110,25 @@ class _AskedSchema(RequestSchema):
     )
 
 
-class LinesQuerySchema(CreateQuerySchema, _AskedSchema):
-    """The query of a create whose body is JSONL."""
-
-
-class CreateBatchSchema(_AskedSchema):
-    requests = RawArray(required=True, metadata=_REQUESTS)
-    metadata = fields.Dict(
+def _pairs(kind: type[fields.Dict]) -> fields.Dict:
+    return kind(
         keys=fields.String(validate=validate.Length(min=1, max=64)),
         values=fields.String(validate=validate.Length(max=512)),
         load_default=None,
         allow_none=True,
         validate=validate.Length(max=MAX_METADATA),
     )
+
+
+class LinesQuerySchema(CreateQuerySchema, _AskedSchema):
+    """The query of a create whose body is JSONL."""
+
+    metadata = _pairs(JSONObject)
+
+
+class CreateBatchSchema(_AskedSchema):
+    requests = RawArray(required=True, metadata=_REQUESTS)
+    metadata = _pairs(fields.Dict)
 
 
 class CheckedSchema(Schema):

@@ -218,7 +218,8 @@ def _seconds(moment: str) -> int:
 def _params(body: dict[str, msgspec.Raw]) -> dict[str, Any]:
     params = carried(body, _TAKEN, _REFUSED)
     if "max_tokens" not in params:
-        raise Unsuitable("Anthropic needs one; so do we.", "body", "max_tokens", parameter=False)
+        needed = "Anthropic needs one: give max_tokens or max_completion_tokens."
+        raise Unsuitable(needed, "body", "max_tokens", parameter=False)
     if "stop_sequences" in params and bytes(memoryview(params["stop_sequences"])[:1]) == b'"':
         params["stop_sequences"] = [params["stop_sequences"]]
     _move_system(params)
