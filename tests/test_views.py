@@ -355,6 +355,20 @@ def test_untracked_batches_are_for_admins(make_host: MakeHost, llm_provider: Sim
     assert client_of(strict, None).get(path.partition("?")[0]).status_code == 422
 
 
+def test_an_admins_list_says_what_is_known(
+    make_host: MakeHost, admin: FlaskClient, ada: FlaskClient, llm_provider: Simulator
+) -> None:
+    """Batches that were made here have what their provider forgets, the others what it says."""
+    elsewhere = create_batch(client_of(make_host(), "ada"))
+    here = create_batch(ada)
+    llm_provider.batches[1].finish()
+    listed = admin.get("/v1/batches?provider=openai").get_json()["data"]
+    assert [(batch["id"], batch["model"]) for batch in listed] == [(here, "gpt-4o-mini"), (elsewhere, None)]
+    llm_provider.calls.clear()
+    assert ada.get(f"/v1/batches/{here}").get_json()["status"] == "completed"
+    assert not llm_provider.calls
+
+
 def test_an_unsettled_batch_is_not_untracked(make_host: MakeHost, llm_provider: Simulator) -> None:
     """What was made for somebody, though the answer never came, is nobody else's, and stays uncancelled."""
     app = make_host(untracked="allow")

@@ -287,17 +287,19 @@ class Service:
             if name is None:
                 raise ValidationFailed({"provider": [f"{REQUIRED} An admin lists what a provider has."]})
             page = self._providers.list(name, after=after, limit=limit)
-            return Page([self._seen(None, batch) for batch in page.batches], page.has_more)
+            found = self._records.find_all([batch.id for batch in page.batches])
+            ours = {row.batch_id: row for row in found if row.provider == name}
+            return Page([self._seen(ours.get(batch.id), batch) for batch in page.batches], page.has_more)
         last = None
         if after is not None:
-            found = [
+            cursors = [
                 row
                 for row in (self._records.find(after) if _BATCH_ID.fullmatch(after) else ())
                 if row.owner == owner and name in (None, row.provider)
             ]
-            if not found:
+            if not cursors:
                 raise ValidationFailed({"after": ["Not the id of a batch in this list."]})
-            last = found[0]
+            last = cursors[0]
         self._reconciler.settle_theirs(owner=owner, provider=name)
         rows, has_more = self._records.list(owner=owner, provider=name, after=last, limit=limit)
         return Page(self._refreshed(rows), has_more)

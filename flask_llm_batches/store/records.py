@@ -221,6 +221,12 @@ class Records(Store):
         return [Record(*row) for row in connection.execute(_FIND, {"batch_id": batch_id})]
 
     @transaction
+    def find_all(self, connection: Connection, batch_ids: Collection[str]) -> Sequence[Record]:
+        """Find the batches with any of these ids."""
+        query = _RECORD.where(BatchRow.batch_id.in_(batch_ids))
+        return [Record(*row) for row in connection.execute(query)]
+
+    @transaction
     def list(
         self, connection: Connection, *, owner: str, provider: str | None, after: Record | None, limit: int
     ) -> tuple[list[Record], bool]:
