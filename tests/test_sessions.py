@@ -23,6 +23,7 @@ from werkzeug.serving import make_server
 
 from flask_llm_batches import LLMBatches, Principal, current_llm_batches
 from flask_llm_batches.errors import LLMBatchesError, RecordUnavailable
+from flask_llm_batches.store.sessions import watch
 from flask_llm_batches.testing import Simulator
 from tests.conftest import create_batch
 from tests.databases import query
@@ -154,6 +155,18 @@ def test_no_connection_waits_for_a_provider(shop: Shop, llm_provider: Simulator)
         took = time.monotonic() - began
     assert {(answer.status_code, answer.headers["X-Name"]) for answer in answers} == {(200, "Ada")}
     assert took < 3
+
+
+def test_every_db_is_watched() -> None:
+    """Regression: one that came to lie where another had lain was taken for it, and kept its connection."""
+    kept = []
+    for _ in range(100):
+        db = SQLAlchemy()
+        watch(db.session)
+        session = db.session.session_factory()
+        assert session.dispatch.after_begin
+        kept.append(type(session))
+        del db, session
 
 
 @ONE_CONNECTION

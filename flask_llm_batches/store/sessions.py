@@ -17,6 +17,8 @@ _CALL = re.compile(rf"""(?!\b(?:{_FUNCTIONS}|{_WORDS})\s*\()(?:\b\w+|["`\]])\s*\
 
 _WATCH = "llm_batches_watch"
 
+_watched: weakref.WeakSet[scoped_session[Any]] = weakref.WeakSet()
+
 
 class _Watch:
     """Sees what is said in a transaction of a session, on all its connections."""
@@ -35,7 +37,10 @@ def _only_reads(statement: str) -> bool:
 
 def watch(sessions: scoped_session[Any]) -> None:
     """Have ``end_reads`` know what the sessions say from now on."""
-    if not event.contains(sessions, "after_begin", _begin):  # several apps may share one db
+    # Several apps may share one db. SQLAlchemy itself knows its listeners' targets by their addresses, which
+    # come again.
+    if sessions not in _watched:
+        _watched.add(sessions)
         event.listen(sessions, "after_begin", _begin)
 
 
