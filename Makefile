@@ -2,13 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Further options of pytest: make test OPTIONS='-k idempotency'
+OPTIONS ?=
+
 .PHONY: demo test test-slow test-lowest test-wheel lint format bench clean
 
 demo: .venv/.demo
 	$(BIN)/python -m example_app
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(BIN)/python -m pytest -n auto -m 'not slow' $(OPTIONS)
+
+# make test-python-3.13: the same on another Python, if uv finds or can install it.
+test-python-%: .venv/.lowest
+	$(BIN)/uv venv --quiet --clear --python $* .venv/python-$*
+	$(BIN)/uv pip install --quiet --python .venv/python-$* --editable . --group test
+	.venv/python-$*/bin/python -m pytest -n auto -m 'not slow' $(OPTIONS)
 
 # The journeys of several seconds: real clients and servers, the demo, generated calls.
 test-slow: .venv/.test .venv/.clients

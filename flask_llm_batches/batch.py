@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import time
 from typing import Any, Self
 
 import msgspec
 
+from flask_llm_batches.fields import READ, is_id, read_time
+
 UID_KEY = "flask_llm_batches_uid"
 """Where our own id of a batch travels in the provider's metadata; never shown to callers."""
+
+_OWN_ID = re.compile("batch_([0-9a-f]{32})")
+
+
+def own_id(uid: str) -> str:
+    """Return the id that a batch has for callers as long as its provider has given it none."""
+    return f"batch_{uid}"
+
+
+def uid_of(batch_id: str) -> str | None:
+    """Return the uid in an id of ours; None if the id has another form."""
+    found = _OWN_ID.fullmatch(batch_id)
+    return found and found[1]
+
 
 STATUSES = frozenset(
     {
@@ -31,12 +49,17 @@ FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
 """The statuses that do not change any more."""
 
 
+LAG = 2 * 3600
+"""Seconds for which providers may be behind with the files of a batch that has ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """OpenAI's batch object and the provider it is at.
 
     Times are Unix seconds. ``request_counts`` has ``total``, ``completed`` and ``failed``; ``errors`` has
-    ``data``, a list of ``{"code", "line", "message", "param"}``.
+    ``data``, a list of ``{"code", "line", "message", "param"}``. ``replayed`` is no part of the object: it is
+    true in the answer to a create whose batch an earlier one with the same ``Idempotency-Key`` made.
     """
 
     id: str
@@ -62,32 +85,53 @@ class Batch:
     request_counts: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     usage: dict[str, Any] | None = None
+    replayed: bool = field(default=False, compare=False)
 
     @property
     def finished(self) -> bool:
         """Whether its status does not change any more."""
         return self.status in FINISHED
 
+    @property
+    def settled(self) -> bool:
+        """Whether it ended so long ago that nothing about it changes; only of a batch that has ended."""
+        known = [at for at in (getattr(self, f"{self.status}_at"), self.expires_at) if at is not None]
+        return min(known, default=self.created_at + 24 * 3600) + LAG < time()
+
+    @property
+    def uid(self) -> str | None:
+        """Our own id of it, if the provider gave it back with the metadata."""
+        uid = (self.metadata or {}).get(UID_KEY)
+        return uid_of(own_id(uid)) if isinstance(uid, str) else None
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], provider: str) -> Self:
         """Read a batch object, as a provider or a snapshot of ours has it.
 
+        A field that is not what it should be is as if left out. A status that OpenAI does not have says that
+        the batch is not finished.
+
         Raises:
-            ValueError: It has no id, no status of OpenAI's or no time of creation.
+            ValueError: It has no id, no status or no time of creation.
         """
-        known: dict[str, Any] = {name: data.get(name) for name in cls.__slots__}
-        known |= {"provider": provider, "object": "batch"}
-        if not (isinstance(known["id"], str) and known["id"]):
+        status, created_at = data.get("status"), read_time(data.get("created_at"))
+        if not is_id(data.get("id")):
             raise ValueError("a batch without an id")
-        if known["status"] not in STATUSES:
-            raise ValueError("a batch without a known status")
-        if not isinstance(known["created_at"], int):
+        if not isinstance(status, str):
+            raise ValueError("a batch without a status")
+        if created_at is None:
             raise ValueError("a batch without a time of creation")
-        return cls(**known)
+        return cls(
+            id=data["id"],
+            provider=provider,
+            status=status if status in STATUSES else "in_progress",
+            created_at=created_at,
+            **{name: read(value) for name, read in READ.items() if (value := data.get(name)) is not None},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Give every field, nulls included, as JSON types."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__ if name != "replayed"}
 
     def remembering(self, known: Mapping[str, Any]) -> Self:
         """Fill in what some providers do not give back, and take out what is ours."""
@@ -102,18 +146,78 @@ class Batch:
         )
 
 
+# Our own codes of requests that may well succeed in another batch; OpenAI has the first two, as well.
+_PASSING = frozenset({"batch_cancelled", "batch_expired", "missing", "unreadable"})
+
+# The HTTP statuses for which codes stand at providers that give no status with a failed request: OpenAI's,
+# https://platform.claude.com/docs/en/api/errors and, by number,
+# https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
+_STATUS_OF = {
+    "rate_limit_exceeded": 429,
+    "request_timeout": 408,
+    "server_error": 500,
+    "api_error": 500,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "overloaded_error": 529,
+    "permission_error": 403,
+    "rate_limit_error": 429,
+    "request_too_large": 413,
+    "timeout_error": 504,
+    **{
+        str(code): status
+        for code, status in enumerate(
+            (499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401), 1
+        )
+    },
+}
+
+
 class RowError(msgspec.Struct, frozen=True, gc=False):
-    """Why a request has no result: the provider's own code and message, or one of ours."""
+    """Why a request has no result; ``RowError.of`` makes one.
+
+    Attributes:
+        code: The provider's, or one of ours: ``batch_expired``, ``batch_cancelled``, ``missing``,
+            ``unreadable``, ``too_large``.
+        message: The provider's, without keys, or ours.
+        retryable: Whether the cause passes, so that the same request may succeed in another batch.
+        status: The HTTP status of the provider's answer to the request, 400 to 599; None if there was none.
+    """
 
     code: str
     message: str
+    retryable: bool
+    status: int | None
+
+    @classmethod
+    def of(cls, code: str, message: str, status: int | None = None) -> Self:
+        """Return the error for a code and, if the provider gave one, a status.
+
+        What passes is the same for all providers: 408, 429 and 5xx, what the batch had no time for, and a
+        row that is missing or damaged.
+        """
+        if status is None:
+            status = _STATUS_OF.get(code) or (int(code) if re.fullmatch("[45][0-9]{2}", code) else None)
+        if status is not None and not 400 <= status < 600:
+            status = None
+        passing = code in _PASSING or status in (408, 429) or (status or 0) >= 500
+        return cls(code, message, passing, status)
 
 
 NOT_EXECUTED = {
-    "expired": RowError("batch_expired", "The batch expired before this request was executed"),
-    "cancelled": RowError("batch_cancelled", "The batch was cancelled before this request was executed"),
+    "expired": RowError.of("batch_expired", "The batch expired before this request was executed"),
+    "cancelled": RowError.of("batch_cancelled", "The batch was cancelled before this request was executed"),
 }
 """Why a request has no result, by the status of its batch."""
+
+MISSING = RowError.of("missing", "The provider gave no readable row for this request")
+UNREADABLE = RowError.of("unreadable", "The provider's row for this request is damaged")
+LONGEST_ROW = 128 * 1024 * 1024
+"""The most bytes of a row: embeddings of 2,048 texts, or ten large pictures, are some 80 MB."""
+
+TOO_LARGE = RowError.of("too_large", "The provider's row for this request is longer than 128 MiB")
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -134,5 +238,5 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         return {
             "custom_id": self.custom_id,
             "result": None if self.result is None else json.loads(bytes(self.result)),
-            "error": None if self.error is None else {"code": self.error.code, "message": self.error.message},
+            "error": None if self.error is None else msgspec.structs.asdict(self.error),
         }

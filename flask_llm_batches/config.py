@@ -16,12 +16,17 @@ from flask_llm_batches.errors import ConfigurationError
 PREFIX = "LLM_BATCHES_"
 
 
+def provider_name(name: str) -> str:
+    """Return a provider's name as the record has it: names that differ only in case are one."""
+    return name.strip().lower()
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """One entry of ``LLM_BATCHES_PROVIDERS``.
 
     Attributes:
-        name: How callers address it.
+        name: How callers address it, in lower case; they may use any.
         kind: any-llm's name for it.
         api_key: Its key; None leaves it to any-llm's environment variable.
         api_base: Another address than the provider's own.
@@ -50,7 +55,8 @@ class Settings:
         timeout: Seconds for a call that asks after a batch, cancels or lists.
         transfer_timeout: Seconds for a call that carries requests or results.
         bind_key: The bind of the host's database that keeps the record.
-        idempotency_ttl: Seconds after which an ``Idempotency-Key`` may be used anew.
+        search_window: Seconds for which a batch whose create got no answer is looked for at its provider,
+            before it has failed.
         untracked: Whether a batch without a record may be seen by callers who are no admins.
         spool_dir: Where requests are spooled; None for the system's folder for temporary files.
     """
@@ -63,7 +69,7 @@ class Settings:
     timeout: float = 60.0
     transfer_timeout: float = 600.0
     bind_key: str | None = None
-    idempotency_ttl: float = 24 * 3600.0
+    search_window: float = 3600.0
     untracked: Literal["deny", "allow"] = "deny"
     spool_dir: str | None = None
 
@@ -168,9 +174,9 @@ def _providers(key: str, value: object) -> Mapping[str, ProviderSettings] | None
     for name, entry in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise _wrong(f"A name in {key}", "1 to 64 letters, digits, dots, dashes and underscores", name)
-        if name.lower() in providers:
+        if provider_name(name) in providers:
             raise ConfigurationError(f"{key} has {name!r} twice: names that differ only in case are the same")
-        providers[name.lower()] = _provider(f"{key}[{name!r}]", name, entry)
+        providers[provider_name(name)] = _provider(f"{key}[{name!r}]", provider_name(name), entry)
     return MappingProxyType(providers)
 
 
@@ -230,7 +236,7 @@ _CHECKS = {
     "timeout": _seconds,
     "transfer_timeout": _seconds,
     "bind_key": _bind_key,
-    "idempotency_ttl": _seconds,
+    "search_window": _seconds,
     "untracked": _untracked,
     "spool_dir": _spool_dir,
 }

@@ -5,8 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+REQUIRED = "Missing data for required field."
+"""The message for a field that is missing, in marshmallow's words."""
+
+
+SOUGHT = "is being looked for at the provider"
+"""What is so of a batch of which nobody knows whether the provider has it."""
 
 
 class ConfigurationError(ValueError):
@@ -104,12 +111,14 @@ class BatchNotComplete(LLMBatchesError):
 
     status, code = 409, "batch_not_complete"
 
-    def __init__(self, batch_id: str, *, status: str, provider: str) -> None:
+    def __init__(
+        self, batch_id: str, *, status: str, provider: str, why: str = "", retry_after: int = 30
+    ) -> None:
         # Existing clients read the status out of these words.
         super().__init__(
             f"Batch '{batch_id}' is not yet complete (status: {status}). "
-            f"Call GET /v1/batches/{batch_id}?provider={provider} to check the current status.",
-            retry_after="30",
+            f"Call GET /v1/batches/{batch_id}?provider={provider} to check the current status. {why}".strip(),
+            retry_after=str(retry_after),
             should_retry=False,
             extra={"status": status},
         )
@@ -138,14 +147,19 @@ class ResultsGone(LLMBatchesError):
 
 
 class IdempotencyInProgress(LLMBatchesError):
-    """The first create with this ``Idempotency-Key`` has no answer yet."""
+    """The first create with this ``Idempotency-Key`` has no answer yet.
+
+    It is still running, or its batch, whose id is then in the message, is being looked for at the provider.
+    """
 
     status, code = 409, "idempotency_in_progress"
 
-    def __init__(self) -> None:
+    def __init__(self, *, sought: str | None = None, retry_after: int = 2) -> None:
         super().__init__(
-            "The first request with this Idempotency-Key is still running. Send it again later.",
-            retry_after="2",
+            "The first request with this Idempotency-Key "
+            + ("is still running." if sought is None else f"got no answer. Its batch '{sought}' {SOUGHT}.")
+            + " Send it again later.",
+            retry_after=str(retry_after),
         )
 
 
@@ -161,20 +175,44 @@ class IdempotencyMismatch(LLMBatchesError):
         )
 
 
+class AdoptionRefused(LLMBatchesError):
+    """A batch cannot be recorded as the one that an operator names."""
+
+    status, code = 409, "adoption_refused"
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a request.
+
+    Attributes:
+        path: The way to the field: ``("requests", 3, "custom_id")``; empty for the whole.
+        message: What is wrong with it.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+
+
 class ValidationFailed(LLMBatchesError):
     """Fields of the request are wrong.
 
     Attributes:
-        messages: What is wrong and where, in marshmallow's form:
-            ``{"requests": {3: {"custom_id": ["Missing data for required field."]}}}``.
+        problems: What is wrong, and where.
+        in_query: Whether the fields are known to be in the query of a URL.
     """
 
     status, code = 422, "validation_error"
 
-    def __init__(self, messages: Mapping[Any, Any]) -> None:
-        found = [f"{'.'.join(map(str, path)) or 'body'}: {text}" for path, text in flatten(messages)]
-        super().__init__("; ".join(found[:5]))
-        self.messages = messages
+    def __init__(self, problems: Iterable[Problem], *, in_query: bool = False) -> None:
+        self.problems = tuple(problems)
+        self.in_query = in_query
+        found = (f"{'.'.join(map(str, path)) or 'body'}: {text}" for path, text in self.problems[:5])
+        super().__init__("; ".join(found))
+
+    @classmethod
+    def of(cls, message: str, *path: str | int) -> Self:
+        """Return the error of one wrong field."""
+        return cls([Problem(path, message)])
 
 
 class UnsupportedParameters(ValidationFailed):
@@ -187,21 +225,6 @@ class TooLarge(LLMBatchesError):
     """There are more bytes than a limit allows."""
 
     status, code = 413, "too_large"
-
-
-def flatten(messages: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Give each of marshmallow's messages with the way to its field: ``(("requests", 3, "body"), "...")``."""
-    if isinstance(messages, Mapping):
-        for key, inner in messages.items():
-            # Neither is a name of the caller's: "_schema" is the whole, and for a dict marshmallow tells
-            # what is wrong with a key from what is wrong with its value.
-            unnamed = key == "_schema" or (
-                key in ("key", "value") and path[:1] == ("metadata",) and len(path) > 1
-            )
-            yield from flatten(inner, path if unnamed else (*path, key))
-        return
-    for text in messages if isinstance(messages, list) else [messages]:
-        yield path, str(text)
 
 
 class InvalidJSON(LLMBatchesError):
@@ -238,6 +261,12 @@ class RecordUnavailable(LLMBatchesError):
     """The record of batches could not be read or written."""
 
     status, code = 503, "record_unavailable"
+
+
+class SpoolUnavailable(LLMBatchesError):
+    """The requests of a create could not be written to disk."""
+
+    status, code = 503, "spool_unavailable"
 
 
 class ProviderTimeout(LLMBatchesError):

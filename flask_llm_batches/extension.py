@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flask_llm_batches.cli import cli
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.service import Service
+from flask_llm_batches.errors import ConfigurationError
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.database import Database, FileDatabase, HostDatabase
 from flask_llm_batches.web.auth import Authenticator, ErrorHandler, Hooks
-from flask_llm_batches.web.views import create_blueprint
+from flask_llm_batches.web.blueprint import create_blueprint
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
+
+A = TypeVar("A", bound=Authenticator)
+E = TypeVar("E", bound=ErrorHandler)
+
+logger = logging.getLogger(__name__)
 
 
 class LLMBatches:
@@ -31,6 +38,11 @@ class LLMBatches:
     """
 
     def __init__(self, app: Flask | None = None, *, db: SQLAlchemy | None = None) -> None:
+        if db is not None and not _is_flask_sqlalchemy(db):
+            raise TypeError(
+                f"LLMBatches(db=db) takes Flask-SQLAlchemy's SQLAlchemy(), not {type(db).__module__}'s; "
+                "without db, the record is in a SQLite file of its own"
+            )
         self._db = db
         self._hooks = Hooks()
         self.blueprint = create_blueprint(self._hooks)
@@ -67,25 +79,54 @@ class LLMBatches:
                 name = self.blueprint.name if number == 1 else f"{self.blueprint.name}_{number}"
                 app.register_blueprint(self.blueprint, url_prefix=prefix, name=name)
 
-    def authenticator(self, function: Authenticator) -> Authenticator:
+    def authenticator(self, function: A) -> A:
         """Register the function that says who is calling; use it as a decorator.
 
-        It runs in the request, and returns a ``Principal``, or None when it does not know the caller.
+        It runs in the request, and returns a ``Principal``, or None when it does not know the caller. It may
+        be async, as a view may.
         """
         self._hooks.authenticator = function
         return function
 
-    def error_handler(self, function: ErrorHandler) -> ErrorHandler:
+    def error_handler(self, function: E) -> E:
         """Register a function that renders our errors the host's way; use it as a decorator.
 
         It gets the ``LLMBatchesError`` and our answer to it, which it may change, and returns what a view
-        may.
+        may. It may be async, too.
         """
         self._hooks.error_handler = function
         return function
 
     def _database(self, app: Flask, settings: Settings) -> Database:
         db = self._db or app.extensions.get("sqlalchemy")
-        if db is None:
-            return FileDatabase(Path(app.instance_path) / "llm_batches.sqlite3")
-        return HostDatabase(db, settings.bind_key)
+        path = Path(app.instance_path) / "llm_batches.sqlite3"
+        if db is not None and not _is_flask_sqlalchemy(db):
+            logger.warning(
+                "%s, the database of this app, is not Flask-SQLAlchemy's; the record of batches is in %s",
+                type(db).__module__,
+                path,
+            )
+            db = None
+        if settings.bind_key is not None:
+            _check_bind(settings.bind_key, app, db)
+        return FileDatabase(path) if db is None else HostDatabase(db, settings.bind_key)
+
+
+def _is_flask_sqlalchemy(db: object) -> bool:
+    return hasattr(db, "metadatas")  # Flask-SQLAlchemy-Lite has none, and so no place for our tables
+
+
+def _check_bind(key: str, app: Flask, db: SQLAlchemy | None) -> None:
+    if db is None:
+        raise ConfigurationError(
+            f"LLM_BATCHES_BIND_KEY is {key!r}, but this app has no Flask-SQLAlchemy: "
+            "pass it to LLMBatches(db=db), or call db.init_app first"
+        )
+    known = app.config.get("SQLALCHEMY_BINDS") or {}
+    if key not in known:
+        message = (
+            f"LLM_BATCHES_BIND_KEY must be a key of SQLALCHEMY_BINDS, which has {list(known)}, not {key!r}"
+        )
+        if "sqlalchemy" in app.extensions:
+            raise ConfigurationError(message)
+        logger.warning("%s; that is an error unless it is added before db.init_app", message)

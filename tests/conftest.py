@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import hypothesis
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import Connection, Engine, event
 
 from flask_llm_batches.testing import Simulator
 from tests.databases import KINDS, database, postgresql_folder
-from tests.hosts import KEYS, MASTER_KEY, create_host, dispose, requests
+from tests.hosts import KEYS, MASTER_KEY, create_host, requests
 from tests.others import Others, running
 
 # The same examples everywhere, and few enough to be quick.
@@ -57,6 +59,21 @@ def _no_key_in_any_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not KEYS.search(logged)
 
 
+@pytest.fixture(autouse=True)
+def _databases_are_closed() -> Iterator[None]:
+    """No test leaves a connection to a database open: since Python 3.13, SQLite's warn of that."""
+    engines: WeakSet[Engine] = WeakSet()
+
+    def note(connection: Connection) -> None:
+        engines.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", note)
+    yield
+    event.remove(Engine, "engine_connect", note)
+    for engine in engines:
+        engine.dispose()
+
+
 _tests = itertools.count(1)
 
 
@@ -77,9 +94,8 @@ def spool_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_host(llm_provider: Simulator, spool_dir: Path) -> Iterator[MakeHost]:
+def make_host(llm_provider: Simulator, spool_dir: Path) -> MakeHost:
     """Make a host whose provider is the simulator."""
-    made: list[Flask] = []
 
     def make(**settings: Any) -> Flask:
         defaults = {
@@ -87,12 +103,9 @@ def make_host(llm_provider: Simulator, spool_dir: Path) -> Iterator[MakeHost]:
             "master_key": MASTER_KEY,
             "spool_dir": str(spool_dir),
         }
-        made.append(create_host(**{**defaults, **settings}))
-        return made[-1]
+        return create_host(**{**defaults, **settings})
 
-    yield make
-    for host in made:
-        dispose(host)
+    return make
 
 
 @pytest.fixture(params=KINDS)

@@ -57,7 +57,8 @@ def create_host(
 def dispose(app: Flask) -> None:
     """Close the connections of a host to its databases."""
     with app.app_context():
-        for engine in app.extensions["sqlalchemy"].engines.values() if "sqlalchemy" in app.extensions else ():
+        engines = dict(app.extensions["sqlalchemy"].engines) if "sqlalchemy" in app.extensions else {}
+        for engine in engines.values():
             engine.dispose()
 
 

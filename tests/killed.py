@@ -15,8 +15,8 @@ from flask import Flask
 from flask_llm_batches.providers.adapters.anthropic import AnthropicAdapter
 from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
 from flask_llm_batches.providers.clients import Providers
-from flask_llm_batches.store import idempotency, records
-from flask_llm_batches.web import views
+from flask_llm_batches.store import batches, idempotency, manifests
+from flask_llm_batches.web import batches as views
 from tests.hosts import dispose, from_environment, requests
 
 ADAPTERS = {"openai": OpenAIAdapter, "anthropic": AnthropicAdapter}
@@ -66,19 +66,19 @@ def half_read(_provider: str) -> None:
 
 
 POINTS: dict[str, Callable[[str], None]] = {
-    "before the intent": lambda _: before(records.Records, "begin"),
-    "in the intent": lambda _: before(records, "_packed"),
-    "after the intent": lambda _: after(records.Records, "begin"),
+    "before the intent": lambda _: before(batches.Batches, "begin"),
+    "in the intent": lambda _: before(manifests, "_packed"),
+    "after the intent": lambda _: after(batches.Batches, "begin"),
     "before the submit": lambda _: before(Providers, "submit"),
     "before the upload": lambda provider: before(ADAPTERS[provider], "upload"),
     "during the upload": half_read,
     "after the upload": lambda provider: after(ADAPTERS[provider], "upload"),
     "after the create": lambda provider: after(ADAPTERS[provider], "create"),
     "after the submit": lambda _: after(Providers, "submit"),
-    "before the record": lambda _: before(records.Records, "accepted"),
+    "before the record": lambda _: before(batches.Batches, "accepted"),
     "in the record": lambda _: after(idempotency, "answered"),
-    "after the record": lambda _: after(records.Records, "accepted"),
-    "before the answer": lambda _: before(views, "_answer"),
+    "after the record": lambda _: after(batches.Batches, "accepted"),
+    "before the answer": lambda _: before(views, "answer"),
     "never": lambda _: None,
 }
 

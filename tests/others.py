@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,13 +19,23 @@ class Others:
 
     Attributes:
         url: Where they listen.
+        created: How many batches were created.
         sent: What was sent there: method, path and body.
         answers: What a GET is answered, by the end of its path: JSON, or lines as bytes.
+        create: What a create at Together is answered, if not with a batch: status and JSON.
+        headers: Further headers of every answer.
+        redirect: Where every GET is redirected to, if it is.
+        got: The headers of every call.
     """
 
     url: str
+    created: int = 0
     sent: list[tuple[str, str, bytes]] = field(default_factory=list)
     answers: dict[str, Any] = field(default_factory=dict)
+    create: tuple[int, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    redirect: str | None = None
+    got: list[Mapping[str, str]] = field(default_factory=list)
 
 
 @contextmanager
@@ -49,7 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
         others: Others = self.server.others  # type: ignore[attr-defined]
         return others
 
+    def new_id(self) -> str:
+        self.others.created += 1
+        return f"b{self.others.created}"
+
     def do_GET(self) -> None:
+        if self.others.redirect is not None:
+            self.answer(307, {}, {"Location": self.others.redirect})
+            return
         self.answer(200, next(body for end, body in self.others.answers.items() if self.path.endswith(end)))
 
     def do_POST(self) -> None:
@@ -59,11 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"Location": f"{self.others.url}/put", "X-Together-File-Id": "file-1"}
             self.answer(302, {}, headers)
         elif self.path == "/batches":
-            job = {"id": "b1", "status": "VALIDATING", "created_at": CREATED}
-            self.answer(200, {"job": {**job, "endpoint": "/v1/chat/completions"}})
+            job = {"id": self.new_id(), "status": "VALIDATING", "created_at": CREATED}
+            made = {"job": {**job, "endpoint": "/v1/chat/completions"}}
+            self.answer(*(self.others.create or (200, made)))
         elif self.path.endswith(":batchGenerateContent"):
             state = {"state": "BATCH_STATE_PENDING", "createTime": CREATED}
-            self.answer(200, {"name": "batches/b1", "metadata": state})
+            self.answer(200, {"name": f"batches/{self.new_id()}", "metadata": state})
         else:
             file = {"id": "file-1", "object": "file", "created_at": 1, "filename": "in.jsonl", "bytes": 1}
             self.answer(
@@ -76,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         more = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        for name, value in {**more, **(headers or {})}.items():
+        self.others.got.append(dict(self.headers))
+        for name, value in {**more, **self.others.headers, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -270,5 +270,6 @@ def test_gemini(make_host: MakeHost, others: Others, tmp_path: Path) -> None:
     (choice,) = rows["r0"]["result"]["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("It is so.", "length")
     assert rows["r0"]["result"]["usage"]["completion_tokens"] == 7
-    assert rows["r1"]["error"] == {"code": "8", "message": "too hot"}
+    too_hot = {"code": "8", "message": "too hot", "retryable": True, "status": 429}
+    assert rows["r1"]["error"] == too_hot
     assert rows["r2"]["error"]["code"] == "missing"

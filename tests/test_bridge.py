@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -377,3 +378,44 @@ def test_a_reader_that_is_garbage_closes_its_source() -> None:
     del reader, cycle
     gc.collect()
     assert source.closed.wait(5)
+
+
+@pytest.mark.parametrize("how", ["run", "run_shared", "run_apart", "iterate"])
+def test_errors_leave_no_reference_cycle(how: str) -> None:
+    """What a failed call held is free at once, and does not wait for the garbage collector."""
+
+    class Held:
+        """As large as what came of a download."""
+
+    async def fail() -> None:
+        held = Held()
+        seen.append(weakref.ref(held))
+        await asyncio.sleep(0)
+        raise LookupError("gone")
+
+    async def items() -> AsyncGenerator[int, None]:
+        yield 1
+        await fail()
+
+    def call() -> None:
+        if how == "iterate":
+            list(bridge.iterate(items, beat=5, timeout=5))
+        elif how == "run":
+            bridge.run(fail(), 5)
+        elif how == "run_shared":
+            bridge.run_shared("key", fail, 5)
+        else:
+            bridge.run_apart(fail, 5)
+
+    bridge, seen = Bridge(), list[weakref.ref[Held]]()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                call()
+        deadline = time.monotonic() + 5  # the other thread may be about to let go
+        while any(ref() is not None for ref in seen) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [ref() for ref in seen] == [None] * 3
+    finally:
+        gc.enable()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 
-from flask_llm_batches import ConfigurationError, LLMBatches, Principal
+from flask_llm_batches import ConfigurationError, LLMBatches, Principal, current_llm_batches
 from flask_llm_batches.config import Settings
+from flask_llm_batches.errors import RecordUnavailable
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_right_settings_are_taken(tmp_path: Path) -> None:
         }
     )
     assert settings.providers is not None
-    assert settings.providers["eu"].name == "EU"
+    assert settings.providers["eu"].name == "eu"
     assert settings.providers["eu"].kind == "openai"
     assert settings.timeout == 5.0
     assert settings.max_requests == 100_000
@@ -92,3 +95,94 @@ def test_an_owner_is_a_string(owner: Any) -> None:
     """A Principal with an owner that cannot be kept is refused, with the fix."""
     with pytest.raises(ValueError, match="string of 1 to 255"):
         Principal(owner=owner)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (
+            {"openai": {"api_key": None}},
+            "has no key: its api_key is None, and the environment has no OPENAI_API_",
+        ),
+        ({"gemini": {}}, "the environment has no GEMINI_API_KEY/GOOGLE_API_KEY"),
+        ({"neosantara": {}}, "the environment has no NEOSANTARA_API_KEY"),
+        (
+            {"eu": {"provider": "openai", "api_key": "k", "api_base": "http://eu"}},
+            "['eu']['api_base'] has no /v1",
+        ),
+        ({"anthropic": {"api_key": "k", "api_base": "http://eu/v1/"}}, "['api_base'] ends with /v1"),
+        ({"mistral": {"api_key": "k", "api_base": "http://eu/v1"}}, "['api_base'] ends with /v1"),
+        ({"openai": {"api_key": "k", "api_base": "http://eu/openai/v1/"}}, None),
+        ({"anthropic": {"api_key": "k", "api_base": "http://eu/anthropic"}}, None),
+        ({"openai": {"api_key": "k"}}, None),
+        ({"vertexai": {}}, None),
+        pytest.param(
+            {"voyage": {"api_key": "k"}},
+            "['voyage'] cannot be called: its package is not installed; pip install 'any-llm-sdk[voyage]'",
+            marks=pytest.mark.skipif(find_spec("voyageai") is not None, reason="the package is there"),
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_at_the_start(
+    entry: dict[str, Any], says: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A provider without its package or key, or with an odd address, is a warning of ``init_app``."""
+    app = Flask(__name__)
+    app.config["LLM_BATCHES_PROVIDERS"] = entry
+    LLMBatches(app)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if says is None:
+        assert not warned
+    else:
+        (message,) = warned
+        assert says in message
+        assert "http://" not in message
+
+
+def test_a_bind_key_of_no_bind(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """It is an error of ``init_app``, or a warning where the bind may still come; then calls fail cleanly."""
+    app = Flask(__name__, instance_path=str(tmp_path))
+    app.config["LLM_BATCHES_BIND_KEY"] = "batches"
+    with pytest.raises(ConfigurationError, match="'batches', but this app has no Flask-SQLAlchemy"):
+        LLMBatches(app)
+
+    db = SQLAlchemy()
+    app.config["SQLALCHEMY_BINDS"] = {"other": "sqlite://"}
+    extension = LLMBatches(db=db)
+    extension.init_app(app)
+    assert "must be a key of SQLALCHEMY_BINDS, which has ['other'], not 'batches'" in caplog.text
+    db.init_app(app)
+    with app.app_context():
+        with pytest.raises(RecordUnavailable):
+            current_llm_batches.list(owner="ada")
+        assert "LLM_BATCHES_BIND_KEY 'batches' is no key of SQLALCHEMY_BINDS" in caplog.text
+        db.engines["other"].dispose()
+
+    late = Flask(__name__, instance_path=str(tmp_path))
+    late.config.update(app.config)
+    db.init_app(late)
+    with pytest.raises(ConfigurationError, match="not 'batches'"):
+        extension.init_app(late)
+
+
+class OtherSQLAlchemy:
+    """Another extension in the place of Flask-SQLAlchemy, as Flask-SQLAlchemy-Lite is."""
+
+    def init_app(self, app: Flask) -> None:
+        app.extensions["sqlalchemy"] = self
+
+
+def test_a_database_that_is_not_flask_sqlalchemys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Regression: Flask-SQLAlchemy-Lite was an AttributeError. It is said, or the record has a file."""
+    db = OtherSQLAlchemy()
+    with pytest.raises(
+        TypeError,
+        match=r"Flask-SQLAlchemy's SQLAlchemy\(\), not tests\.test_config's; without db, the record",
+    ):
+        LLMBatches(db=db)  # type: ignore[arg-type]  # that is the point
+    app = Flask(__name__, instance_path=str(tmp_path))
+    db.init_app(app)
+    LLMBatches(app)
+    assert f"the record of batches is in {tmp_path / 'llm_batches.sqlite3'}" in caplog.text
+    with app.app_context():
+        assert current_llm_batches.list(owner="ada").batches == []

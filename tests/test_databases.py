@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
-from flask_llm_batches import Batch, current_llm_batches
+from flask_llm_batches import EVERYONE, Batch, current_llm_batches
 from flask_llm_batches.signals import batch_finished
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
@@ -66,6 +67,32 @@ def test_pages_are_exact(database_app: Flask, ada: FlaskClient) -> None:
     assert pages == [made[4:2:-1], made[2:0:-1], made[:1]]
 
 
+@pytest.mark.parametrize("make_database", ["sqlite"], indirect=True)
+def test_indexes_are_used(database_app: Flask, ada: FlaskClient) -> None:
+    """Regression: a list read all batches of its owner, to find those of which nobody knows how they are."""
+    made = [create_batch(ada, 1) for _ in range(3)]
+    asked: list[tuple[str, Any]] = []
+    with database_app.app_context():
+        engine = database_app.extensions["sqlalchemy"].engine
+    event.listen(engine, "before_cursor_execute", lambda *said: asked.append((said[2], said[3])))
+    ada.get(f"/v1/batches?limit=1&after={made[-1]}")
+    ada.get("/v1/batches/usage")
+    queries = [said for said in asked if said[0].startswith("SELECT")]
+    plans = []
+    with engine.connect() as connection:
+        for statement, parameters in queries:
+            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans += [step.detail.partition(" USING INDEX ")[2] for step in steps]
+    assert plans == [
+        "ix_llm_batches_batch_batch_id (batch_id=?)",
+        "ix_llm_batches_batch_state_owner (state=? AND owner=?)",
+        "ix_llm_batches_batch_owner_id (owner=? AND id<?)",
+        "ix_llm_batches_batch_accounted_at_owner (accounted_at=? AND owner=?)",
+        "ix_llm_batches_usage_batch_uid (batch_uid=?)",
+        "ix_llm_batches_usage_owner_created_at (owner=?)",
+    ]
+
+
 def test_a_key_is_made_used_and_revoked(database_app: Flask) -> None:
     """Built-in keys let in until they are revoked."""
     with database_app.app_context():
@@ -98,8 +125,26 @@ def test_sums_are_of_one_owner_each(database_app: Flask) -> None:
     with database_app.app_context():
         for owner in owners:
             current_llm_batches.create(owner=owner, model="openai:m", requests=requests(1))
-        sums = current_llm_batches.usage(owner=None, group_by="owner")
+        sums = current_llm_batches.usage(owner=EVERYONE, group_by="owner")
     assert sorted((row.group, row.batches) for row in sums) == sorted((owner, 1) for owner in owners)
+
+
+def test_absurd_figures_are_summed_up(
+    database_url: str, database_app: Flask, llm_provider: Simulator
+) -> None:
+    """Regression: SQLite's sums of absurd token counts overflowed, and the usage was a 503 from then on."""
+    llm_provider.respond = lambda _: {"model": "gpt-4o-mini", "usage": {"prompt_tokens": 2**62}}
+    with database_app.app_context():
+        for _ in range(2):
+            batch = current_llm_batches.create(owner="ada", model="openai:gpt-4o-mini", requests=requests(1))
+            llm_provider.batches[-1].finish()
+            assert len(list(current_llm_batches.results(batch.id, owner="ada"))) == 1
+        (row,) = current_llm_batches.usage(owner="ada")
+        assert (row.prompt_tokens, row.cost) == (2 * 10**8, None)
+        most = 2**63 - 1
+        query(database_url, f"UPDATE llm_batches_usage SET prompt_tokens = {most}, cost = {most}")
+        (row,) = current_llm_batches.usage(owner="ada", group_by="model")
+    assert (row.prompt_tokens, row.cost) == (4 * most, Decimal(4 * most) / 10**9)
 
 
 def test_an_old_answer_changes_nothing(

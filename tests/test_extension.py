@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_llm_batches import LLMBatches, Principal, current_llm_batches
+from flask_llm_batches import EVERYONE, LLMBatches, Principal, current_llm_batches
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
 from tests.hosts import create_host, requests
@@ -44,7 +46,7 @@ def test_an_owner_that_is_none_is_said(app: Flask) -> None:
 
 def test_an_app_without_the_extension_says_so() -> None:
     """``current_llm_batches`` in an app that was not initialised says what is missing."""
-    with Flask(__name__).app_context(), pytest.raises(RuntimeError, match="call llm_batches"):
+    with Flask(__name__).app_context(), pytest.raises(RuntimeError, match="Call llm_batches"):
         current_llm_batches.list(owner="ada")
 
 
@@ -128,8 +130,18 @@ def test_a_host_without_a_database_gets_a_file(make_host: MakeHost) -> None:
     file = Path(app.instance_path) / "llm_batches.sqlite3"
     assert not file.exists()
     create_batch(client_of(app, "ada"))
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database:
         assert database.execute("SELECT owner FROM llm_batches_batch").fetchall() == [("ada",)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_the_file_is_the_apps_alone(make_host: MakeHost) -> None:
+    """Regression: every user of the machine could read the record of a host without a database."""
+    app = make_host()
+    create_batch(client_of(app, "ada"))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in Path(app.instance_path).iterdir()}
+    assert "llm_batches.sqlite3" in modes
+    assert set(modes.values()) == {0o600}  # also of what SQLite puts beside it
 
 
 def test_the_hosts_database_is_found(llm_provider: Simulator, tmp_path: Path) -> None:
@@ -146,7 +158,7 @@ def test_missing_tables_are_said(
 ) -> None:
     """Without our tables the answer is a 503, before a provider is called."""
     app = create_host(database=tmp_path / "host.sqlite3", providers={"openai": llm_provider.settings})
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database:
         database.execute("DROP TABLE llm_batches_batch")
     body = {"model": "openai:m", "requests": requests(1)}
     answer = client_of(app, "ada").post("/v1/batches", json=body)
@@ -154,7 +166,7 @@ def test_missing_tables_are_said(
     assert not llm_provider.calls
     assert "no such table" in caplog.text
     assert "flask db upgrade" in caplog.text
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database:
         database.execute("DROP TABLE llm_batches_api_key")
     run = app.test_cli_runner().invoke(args=["llm-batches", "keys", "list"])
     assert run.exit_code == 1
@@ -170,5 +182,5 @@ def test_the_hosts_own_code_does_what_the_endpoints_do(app: Flask, llm_provider:
         assert [found.id for found in current_llm_batches.list(owner="ada").batches] == [batch.id]
         assert len(list(current_llm_batches.results(batch.id, owner="ada"))) == 2
         second = current_llm_batches.create(owner="ada", model="openai:m", requests=iter(requests(1)))
-        assert current_llm_batches.cancel(second.id, owner=None).status == "cancelling"
+        assert current_llm_batches.cancel(second.id, owner=EVERYONE).status == "cancelling"
     assert client_of(app, "ada").get(f"/v1/batches/{batch.id}").status_code == 200

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import pytest
-from flask import Flask, Response
+from flask import Flask, Response, current_app, request
 from flask.testing import FlaskClient
+from werkzeug.wrappers import Response as WireResponse
 
-from flask_llm_batches import LLMBatches, LLMBatchesError
+from flask_llm_batches import LLMBatches, LLMBatchesError, Principal
 from flask_llm_batches.signals import batch_finished, batch_submitted, usage_recorded
-from flask_llm_batches.testing import Simulator
+from flask_llm_batches.testing import Call, Simulator
 from tests.conftest import client_of, create_batch
 from tests.hosts import requests
 
@@ -122,3 +125,77 @@ def test_a_failed_create_is_told(app: Flask, llm_provider: Simulator, heard: Any
         "create_failed",
         "provider_error",
     )
+
+
+def test_a_batch_that_is_final_at_once_is_told(app: Flask, llm_provider: Simulator, heard: Any) -> None:
+    """Regression: a batch that was final in the answer to its create was never said to be finished."""
+
+    def finish(call: Call, response: WireResponse) -> WireResponse:
+        if (call.method, call.path) != ("POST", "/batches"):
+            return response
+        batch = llm_provider.batches[-1]
+        batch.finish()
+        headers = {"Authorization": f"Bearer {llm_provider.api_key}"}
+        return WireResponse(httpx.get(f"{llm_provider.base_url}/batches/{batch.id}", headers=headers).content)
+
+    llm_provider.rewrite = finish
+    ada = client_of(app, "ada")
+    batch_id = create_batch(ada)
+    assert ada.get(f"/v1/batches/{batch_id}").get_json()["status"] == "completed"
+    assert [name for name, _ in heard] == ["submitted", "usage", "finished"]
+    finished = heard[-1][1]
+    assert (finished["batch"].id, finished["batch"].status, finished["owner"]) == (
+        batch_id,
+        "completed",
+        "ada",
+    )
+
+
+def test_receivers_may_be_async(
+    app: Flask, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: an async receiver was called and never awaited. What it raises is logged."""
+    told = []
+
+    async def listen(_app: Flask, owner: str, **_: Any) -> None:
+        await asyncio.sleep(0)
+        told.append((owner, current_app.name))
+
+    async def fail(_app: Flask, **_: Any) -> None:
+        raise RuntimeError("the host's own")
+
+    with batch_submitted.connected_to(listen, app), batch_submitted.connected_to(fail, app):
+        create_batch(client_of(app, "ada"))
+    assert told == [("ada", app.name)]
+    assert caplog.text.count("RuntimeError: the host's own") == 1
+
+
+def test_a_muted_signal_is_not_heard(app: Flask, heard: Any) -> None:
+    """Regression: blinker's ``muted()`` did not keep our signals from their receivers."""
+    with batch_submitted.muted():
+        create_batch(client_of(app, "ada"))
+    create_batch(client_of(app, "ada"))
+    assert [name for name, _ in heard] == ["usage", "submitted", "usage"]
+
+
+def test_authenticators_and_error_handlers_may_be_async(llm_provider: Simulator) -> None:
+    """Regression: async ones were called and never awaited, and every call was a 500."""
+    app = Flask(__name__)
+    app.config["LLM_BATCHES_PROVIDERS"] = {"openai": llm_provider.settings}
+    extension = LLMBatches(app)
+
+    @extension.authenticator
+    async def principal() -> Principal | None:
+        await asyncio.sleep(0)
+        user = request.headers.get("X-User")
+        return Principal(user) if user else None
+
+    @extension.error_handler
+    async def say(error: LLMBatchesError, response: Response) -> Response:
+        await asyncio.sleep(0)
+        response.headers["X-Mine"] = f"{error.code} at {request.path}"
+        return response
+
+    assert create_batch(client_of(app, "ada"))
+    refused = app.test_client().get("/v1/batches")
+    assert (refused.status_code, refused.headers["X-Mine"]) == (401, "unauthenticated at /v1/batches")

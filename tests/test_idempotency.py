@@ -19,8 +19,21 @@ from flask_llm_batches import current_llm_batches
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
+from tests.faults import (
+    NOT_THERE,
+    WINDOW,
+    go_wrong,
+    own_ids,
+    process_dies,
+    reconcile,
+    rewrite_lists,
+    show_nothing,
+    time_passes,
+)
 from tests.hosts import requests
 from tests.servers import gunicorn
+
+DAY = 24 * 3600
 
 BODY: dict[str, Any] = {
     "model": "openai:m",
@@ -165,22 +178,46 @@ def test_the_longest_key_is_taken(ada: FlaskClient) -> None:
     assert create(ada, "~" * 254 + "!").get_json()["id"] != first.get_json()["id"]
 
 
-def test_a_key_is_kept_for_a_day(
+def test_a_key_lives_as_long_as_its_batch(
     app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
 ) -> None:
-    """After 24 hours a key may be used for something else; reconcile clears such keys away."""
+    """A key returns its batch however old it is, and is good for nothing else."""
     database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
-    past = "UPDATE llm_batches_idempotency SET created_at = created_at - {}"
     first = create(ada)
-    query(database, past.format(24 * 3600 - 60))
+    query(database, "UPDATE llm_batches_idempotency SET created_at = 0")
+    time_passes(database, 1000 * DAY)
+    reconcile(app)
     assert create(ada).data == first.data
-    query(database, past.format(60))
-    assert create(ada, endpoint="/v1/responses").status_code == 200
-    create(ada, "other")
-    query(database, past.format(24 * 3600 + 1))
-    app.test_cli_runner().invoke(args=["llm-batches", "reconcile"])
-    assert query(database, "SELECT COUNT(*) FROM llm_batches_idempotency") == [(0,)]
-    assert len(llm_provider.batches) == 3
+    assert code(create(ada, endpoint="/v1/responses")) == (422, "idempotency_mismatch")
+    assert len(llm_provider.batches) == 1
+    query(database, "DELETE FROM llm_batches_batch")
+    assert create(ada, endpoint="/v1/responses").status_code == 200  # the record is gone
+
+
+@pytest.mark.parametrize("reconciled", [False, True])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_create_whose_fate_is_found_later_is_returned(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path, dead: bool, reconciled: bool
+) -> None:
+    """Regression: sent again after a day, a killed create made a second batch although the first was found.
+
+    So it did after a ``reconcile`` that could not find it yet.
+    """
+    database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
+    go_wrong(llm_provider, "openai", done=True)
+    assert create(ada).status_code == 502
+    if dead:
+        process_dies(database)
+    query(database, f"UPDATE llm_batches_idempotency SET created_at = created_at - {2 * DAY}")
+    time_passes(database, 2 * DAY)
+    if reconciled:
+        rewrite_lists(llm_provider, show_nothing)
+        assert reconcile(app) == NOT_THERE
+        llm_provider.rewrite = None
+        time_passes(database, DAY)
+    again = create(ada)
+    (made,) = llm_provider.batches
+    assert (again.get_json()["id"], again.headers["Idempotent-Replayed"]) == (made.id, "true")
 
 
 def test_a_key_is_kept_while_its_create_runs(
@@ -193,7 +230,9 @@ def test_a_key_is_kept_while_its_create_runs(
         while not llm_provider.calls_to("POST /batches"):
             time.sleep(0.01)
         query(f"sqlite:///{tmp_path}/host.sqlite3", "UPDATE llm_batches_idempotency SET created_at = 0")
-        assert code(create(ada)) == (409, "idempotency_in_progress")
+        answer = create(ada)
+        assert code(answer) == (409, "idempotency_in_progress")
+        assert "still running" in answer.get_json()["detail"]
         assert first.result().status_code == 200
 
 
@@ -228,20 +267,27 @@ def test_what_failed_for_sure_frees_its_key(ada: FlaskClient, llm_provider: Simu
 def test_an_unknown_one_that_is_not_there_is_made_anew(
     ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
 ) -> None:
-    """Sent again, it is in progress for a minute, in which it may turn up; after that it is made."""
+    """Sent again, it is in progress for the search window, in which it may turn up; after that it is made."""
+    database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
     llm_provider.drop_next(on="POST /batches")
     assert create(ada).status_code == 502
     answer = create(ada)
     assert code(answer) == (409, "idempotency_in_progress")
     assert answer.headers["Retry-After"] == "2"
     assert "X-Should-Retry" not in answer.headers
+    assert f"Its batch '{own_ids(database)[0]}' is being looked for" in answer.get_json()["detail"]
     assert code(create(ada, metadata={"new": "one"})) == (422, "idempotency_mismatch")
-    query(
-        f"sqlite:///{tmp_path / 'host.sqlite3'}", "UPDATE llm_batches_usage SET created_at = created_at - 61"
-    )
+    time_passes(database, 600)
+    create(ada)
+    assert 55 <= int(create(ada).headers["Retry-After"]) <= 62
+    time_passes(database, WINDOW - 630)
+    create(ada)
+    assert 20 <= int(create(ada).headers["Retry-After"]) <= 30  # when it is decided
+    time_passes(database, 30)
     llm_provider.fail_next(503, on="GET /batches")
     assert code(create(ada)) == (409, "idempotency_in_progress")
     assert not llm_provider.batches
+    time_passes(database, 600)
     made = create(ada)
     assert (made.status_code, made.headers.get("Idempotent-Replayed")) == (200, None)
     assert create(ada).data == made.data
@@ -258,7 +304,7 @@ def test_an_answer_that_was_not_recorded_is_found(
     assert first.status_code == 200
     query(database_url, "ALTER TABLE elsewhere RENAME TO llm_batches_usage")
     assert code(create(ada)) == (409, "idempotency_in_progress")
-    query(database_url, "UPDATE llm_batches_batch SET created_at = created_at - 661")
+    time_passes(database_url, 16)  # its lease has ended
     again = create(ada)
     assert (again.headers["Idempotent-Replayed"], again.get_json()["id"]) == ("true", first.get_json()["id"])
     assert len(llm_provider.batches) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_keys_are_kept_as_hashes(app: Flask, tmp_path: Path) -> None:
     """The database has nothing of a key but its hash and how it begins."""
     with app.app_context():
         key = current_llm_batches.keys.create(owner="ada")
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database:
         stored = "\n".join(database.iterdump())
     assert key[:11] in stored
     assert key[11:] not in stored
@@ -81,7 +82,7 @@ def test_a_key_costs_one_query(app: Flask) -> None:
     """Looking a key up is one query, by the column that is indexed; what is no key of ours is none."""
     with app.app_context():
         key = current_llm_batches.keys.create(owner="ada")
-        engine = current_llm_batches._records._database.engine()
+        engine = current_llm_batches._database.engine()
     queries: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *call: queries.append(call[2]))
     assert bearer(app, key).get("/v1/batches?limit=0").status_code == 422

@@ -6,24 +6,27 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import flask_llm_batches
+from flask_llm_batches import testing
 
 ROOT = Path(flask_llm_batches.__file__).parent
 
 # Each may import those that stand after it, and only where it says so.
 ALLOWED = {
     "extension": {"cli", "web", "core", "providers", "store"},
-    "cli": {"core", "web"},
-    "web": {"core"},
+    "cli": {"web", "current", "core", "store"},
+    "web": {"current", "core", "store"},
+    "current": {"core"},
     "core": {"providers", "store"},
     "providers": set(),
     "store": set(),
     "testing": set(),
 }
-EVERYBODY = {"batch", "config", "errors", "jsonl", "principal", "signals"}
+EVERYBODY = {"batch", "config", "errors", "fields", "jsonl", "principal", "signals", "untrusted"}
 
 ONLY = {
     "any_llm": "providers",
@@ -84,3 +87,24 @@ def test_any_llm_is_imported_late(code: str) -> None:
     script = f"import sys\n{code}\nassert 'flask_llm_batches' in sys.modules\nprint('any_llm' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False"
+
+
+def test_the_plugin_costs_nothing() -> None:
+    """Loading the pytest plugin, as every run in its environment does, imports nothing but pytest."""
+    script = (
+        "import sys, pytest; before = set(sys.modules); import flask_llm_batches.testing.plugin; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    package = ["flask_llm_batches", "flask_llm_batches.testing", "flask_llm_batches.testing.plugin"]
+    assert run.stdout.split() == package
+
+
+@pytest.mark.parametrize("package", [flask_llm_batches, testing], ids=lambda package: package.__name__)
+def test_public_names_are_there(package: ModuleType) -> None:
+    """Every public name can be imported and listed, and no other is promised."""
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert hasattr(package, name)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = package.Nothing

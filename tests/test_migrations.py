@@ -22,9 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*get_engine.*:DeprecationWarnin
 
 # Later migrations address them.
 NAMES = {
+    "ix_llm_batches_batch_accounted_at_owner",
     "ix_llm_batches_batch_batch_id",
     "ix_llm_batches_batch_owner_id",
-    "ix_llm_batches_batch_state",
+    "ix_llm_batches_batch_state_owner",
+    "ix_llm_batches_batch_status_id",
     "ix_llm_batches_usage_batch_uid",
     "ix_llm_batches_usage_owner_created_at",
     "uq_llm_batches_idempotency_batch_uid",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from flask import Flask
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from flask_llm_batches import LLMBatches
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost
 from tests.hosts import MASTER_KEY
@@ -63,6 +65,21 @@ def test_the_document_knows_where_it_is(make_host: MakeHost) -> None:
         document = client.get(f"{prefix}/openapi.json", environ_overrides={"SCRIPT_NAME": "/base"}).get_json()
         assert prefix in document["paths"]
         assert document["servers"] == [{"url": "/base"}]
+        # Regression: with a slash at the end, no path of the document led anywhere.
+        assert client.get(f"{prefix}/openapi.json/").get_json()["paths"].keys() == document["paths"].keys()
+
+
+def test_the_command_knows_where_it_is_too(llm_provider: Simulator) -> None:
+    """Regression: the printed document had the prefix of the settings where the host had chosen another."""
+    app = Flask("host")
+    extension = LLMBatches()
+    extension.init_app(app, register_blueprint=False)
+    printed = app.test_cli_runner().invoke(args=["llm-batches", "openapi"])
+    assert printed.exit_code == 1
+    assert "register_blueprint" in printed.output
+    app.register_blueprint(extension.blueprint, url_prefix="/internal/batches")
+    printed = app.test_cli_runner().invoke(args=["llm-batches", "openapi"])
+    assert "/internal/batches/{batch_id}" in json.loads(printed.output)["paths"]
 
 
 @pytest.mark.slow

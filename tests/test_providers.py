@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from flask_llm_batches.batch import RowError
 from flask_llm_batches.providers.adapters import mistral
 from flask_llm_batches.providers.failures import REDACTED
 from flask_llm_batches.testing import SimulatedBatch, Simulator
@@ -57,7 +59,7 @@ def sent(llm_provider: Simulator) -> dict[str, dict[str, Any]]:
 def used(folder: Path) -> list[tuple[Any, ...]]:
     """Give what was accounted for results."""
     columns = "prompt_tokens, completion_tokens, cached_tokens, total_tokens, requests"
-    with sqlite3.connect(folder / "host.sqlite3") as database:
+    with closing(sqlite3.connect(folder / "host.sqlite3")) as database:
         return database.execute(f"SELECT {columns} FROM llm_batches_usage WHERE event = 'results'").fetchall()
 
 
@@ -172,7 +174,12 @@ def test_a_failed_request_keeps_the_providers_words(
     batch_id = create_at(ada, provider)
     llm_provider.batches[0].finish()
     rows = rows_of(ada, batch_id)
-    assert rows["r1"]["error"] == {"code": "overloaded_error", "message": f"too hot for {REDACTED}"}
+    assert rows["r1"]["error"] == {
+        "code": "overloaded_error",
+        "message": f"too hot for {REDACTED}",
+        "retryable": True,
+        "status": 529,
+    }
     assert [name for name, row in rows.items() if row["error"]] == ["r1"]
     counts = ada.get(f"/v1/batches/{batch_id}").get_json()["request_counts"]
     assert counts == {"total": 3, "completed": 2, "failed": 1}
@@ -195,7 +202,53 @@ def test_a_failed_request_may_say_so_otherwise(
     llm_provider.respond = lambda _: (429, body)
     batch_id = create_at(ada, provider, 1)
     llm_provider.batches[0].finish()
-    assert rows_of(ada, batch_id)["r0"]["error"] == {"code": code, "message": message}
+    said = {"code": code, "message": message, "retryable": True, "status": 429}
+    assert rows_of(ada, batch_id)["r0"]["error"] == said
+
+
+@each_provider
+@pytest.mark.parametrize(("status", "passing"), [(400, False), (413, False), (429, True), (500, True)])
+def test_failures_are_the_same_at_every_provider(
+    ada: FlaskClient, llm_provider: Simulator, provider: str, status: int, passing: bool
+) -> None:
+    """The error of a row has the status of the provider's answer, and whether the cause passes."""
+    kinds = {
+        400: "invalid_request_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        500: "api_error",
+    }
+    problem = {"type": kinds[status], "message": "no"}
+    llm_provider.respond = lambda _: (status, {"error": problem})
+    batch_id = create_at(ada, provider, 1)
+    llm_provider.batches[0].finish()
+    error = rows_of(ada, batch_id)["r0"]["error"]
+    assert (error["status"], error["retryable"]) == (status, passing)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "shown", "passing"),
+    [
+        ("batch_expired", None, None, True),
+        ("batch_cancelled", None, None, True),
+        ("missing", None, None, True),
+        ("unreadable", None, None, True),
+        ("unknown", None, None, False),
+        ("503", None, 503, True),
+        ("14", None, 503, True),
+        ("3", None, 400, False),
+        ("1500", None, None, False),
+        ("9" * 30, None, None, False),
+        ("\u0665\u0660\u0660", None, None, False),
+        ("invalid_value", 400, 400, False),
+        ("odd", 200, None, False),
+        ("odd", 10**30, None, False),
+    ],
+)
+def test_what_passes_is_in_one_table(code: str, status: int | None, shown: int | None, passing: bool) -> None:
+    """Codes that stand for a status have it, and what is no status of an error is none."""
+    error = RowError.of(code, "no", status)
+    assert (error.status, error.retryable) == (shown, passing)
 
 
 def test_a_row_of_another_shape_is_one_row(ada: FlaskClient, llm_provider: Simulator) -> None:
@@ -211,7 +264,8 @@ def test_a_row_of_another_shape_is_one_row(ada: FlaskClient, llm_provider: Simul
     batch.output[:] = [json.dumps(row).encode() + b"\n" for row in odd]
     rows = rows_of(ada, batch_id)
     assert rows["r0"]["error"]["message"] == "too hot"
-    assert rows["r1"]["error"] == {"code": "busy", "message": "come back"}
+    busy = {"code": "busy", "message": "come back", "retryable": False, "status": None}
+    assert rows["r1"]["error"] == busy
     assert rows["r2"]["error"]["code"] == "unreadable"
 
 

@@ -16,9 +16,8 @@ import httpx
 import openai
 import pytest
 from flask import Flask
-from flask_wtf.csrf import CSRFProtect
 
-from flask_llm_batches import Principal
+from flask_llm_batches import current_llm_batches
 from flask_llm_batches.testing import Simulator
 from tests.hosts import requests
 from tests.servers import free_port, gunicorn
@@ -157,20 +156,22 @@ def test_the_commands(example: Namespace) -> None:
         assert done.exit_code == 0, done.output
 
 
-def test_csrf(example: Namespace) -> None:
-    """The endpoints are exempt, and a caller with a cookie needs the token."""
-    app = example["app"]
-    run(block("csrf.exempt"), {**example, "CSRFProtect": CSRFProtect, "Principal": Principal})
-    app.config["LLM_BATCHES_MASTER_KEY"] = "unused"
+def test_a_form_on_another_site_changes_nothing(example: Namespace, llm_provider: Simulator) -> None:
+    """A caller with a cookie may look, and needs the token for anything else; with a key none is needed."""
+    app = example["create_app"](LLM_BATCHES_MASTER_KEY="key")
     with app.app_context():
         example["db"].session.add(example["User"](id=1))
         example["db"].session.commit()
+        batch = current_llm_batches.create(owner="1", model="openai:gpt-4o-mini", requests=requests(1))
     client = app.test_client()
     with client.session_transaction() as session:
         session["_user_id"] = "1"
-    refused = client.post("/v1/batches", json={})
+    assert client.get(f"/v1/batches/{batch.id}").status_code == 200
+    refused = client.post(f"/v1/batches/{batch.id}/cancel", data={"any": "form"})
     assert (refused.status_code, refused.get_json()["detail"]) == (400, "The CSRF token is missing.")
-    assert client.get("/v1/batches").status_code == 200
+    assert llm_provider.batches[0].status != "cancelling"
+    keyed = app.test_client().post(f"/v1/batches/{batch.id}/cancel", headers={"X-API-Key": "key"})
+    assert keyed.status_code == 200
 
 
 def test_signals(example: Namespace, llm_provider: Simulator, caplog: pytest.LogCaptureFixture) -> None:

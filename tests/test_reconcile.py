@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
 
+from flask_llm_batches import EVERYONE, current_llm_batches
+from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.signals import batch_finished, batch_submitted, usage_recorded
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
-from tests.hosts import requests
+from tests.faults import (
+    CREATES,
+    FOUND,
+    LISTS,
+    NOT_THERE,
+    NOTHING,
+    STILL_UNKNOWN,
+    WINDOW,
+    create,
+    go_wrong,
+    ids,
+    own_ids,
+    process_dies,
+    reconcile,
+    rewrite_lists,
+    show_nothing,
+    states,
+    time_passes,
+)
 
-CREATES = {
-    "openai": "POST /batches",
-    "mistral": "POST /batch/jobs",
-    "anthropic": "POST /messages/batches",
-}
-LISTS = {name: create.replace("POST", "GET") for name, create in CREATES.items()}
+WITH_METADATA = ["openai", "mistral"]
 
 
 @pytest.fixture
@@ -40,61 +52,10 @@ def app(make_host: MakeHost, llm_provider: Simulator, database: str) -> Flask:
     return make_host(database=database, providers=llm_provider.providers, transfer_timeout=0.5)
 
 
-Create = Callable[..., TestResponse]
-
-
-@pytest.fixture
-def create(ada: FlaskClient) -> Create:
-    """Ask for a batch, as ada."""
-
-    def create(provider: str, count: int = 2, key: str | None = None, **fields: Any) -> TestResponse:
-        body = {"model": f"{provider}:m", "requests": requests(count, max_tokens=9), **fields}
-        return ada.post("/v1/batches", json=body, headers={"Idempotency-Key": key} if key else {})
-
-    return create
-
-
-def go_wrong(simulator: Simulator, provider: str, fault: str, *, done: bool) -> None:
-    """Have the next create end without a usable answer, after the provider made the batch or before."""
-    on = CREATES[provider]
-    if fault == "drop":
-        simulator.drop_next(on=on, after=0 if done else None)
-    elif fault == "hang":
-        simulator.delay_next(30, on=on, after=0 if done else None)
-    else:
-        simulator.fail_next(500, on=on, done=done)
-
-
-def reconcile(app: Flask, *options: str) -> str:
-    """Run the command and give its last line."""
-    result = app.test_cli_runner().invoke(args=["llm-batches", "reconcile", *options])
-    assert result.exit_code == 0, result.output
-    return str(result.output).splitlines()[-1]
-
-
-def states(database: str) -> list[str]:
-    return [row[0] for row in query(database, "SELECT state FROM llm_batches_batch ORDER BY id")]
-
-
-def a_minute_passes(database: str) -> None:
-    query(database, "UPDATE llm_batches_batch SET created_at = created_at - 61")
-    query(database, "UPDATE llm_batches_usage SET created_at = created_at - 61")
-
-
-def ids(client: FlaskClient) -> list[str]:
-    return [batch["id"] for batch in client.get("/v1/batches").get_json()["data"]]
-
-
 @pytest.mark.parametrize("fault", ["drop", "500", "hang"])
-@pytest.mark.parametrize("provider", CREATES)
+@pytest.mark.parametrize("provider", WITH_METADATA)
 def test_what_is_there_is_found(
-    app: Flask,
-    ada: FlaskClient,
-    create: Create,
-    llm_provider: Simulator,
-    database: str,
-    provider: str,
-    fault: str,
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str, provider: str, fault: str
 ) -> None:
     """A batch that was made without an answer is found: in lists, by its id, in the usage, by the signals."""
     heard: list[tuple[str, Any]] = []
@@ -106,13 +67,12 @@ def test_what_is_there_is_found(
         heard.append((usage["event"], usage["requests"]))
 
     go_wrong(llm_provider, provider, fault, done=True)
-    asked = {"metadata": {"team": "search"}}
     with batch_submitted.connected_to(hear_submitted, app), usage_recorded.connected_to(hear_used, app):
-        assert create(provider, 2, **asked).status_code in (502, 504)
+        assert create(ada, provider, metadata={"team": "search"}).status_code in (502, 504)
         (made,) = llm_provider.batches
         assert states(database) == ["unknown"]
-        assert reconcile(app) == "1 found, 0 not there, 0 still unknown"
-        assert reconcile(app) == "0 found, 0 not there, 0 still unknown"
+        assert reconcile(app) == FOUND
+        assert reconcile(app) == NOTHING
     assert states(database) == ["accepted"]
     assert heard == [("create_failed", 2), ("submitted", (made.id, "ada", "ada")), ("create", 2)]
     assert ids(ada) == [made.id]
@@ -128,186 +88,211 @@ def test_what_is_there_is_found(
 @pytest.mark.parametrize("fault", ["drop", "500", "hang"])
 @pytest.mark.parametrize("provider", CREATES)
 def test_what_is_not_there_has_failed(
-    app: Flask,
-    ada: FlaskClient,
-    create: Create,
-    llm_provider: Simulator,
-    database: str,
-    provider: str,
-    fault: str,
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str, provider: str, fault: str
 ) -> None:
-    """A batch that was not made is given up a minute after its create went wrong, and shown to nobody."""
+    """A batch that was not made has failed when the search window is over, and is shown as such."""
     go_wrong(llm_provider, provider, fault, done=False)
-    create(provider)
-    assert reconcile(app) == "0 found, 0 not there, 1 still unknown"
-    a_minute_passes(database)
-    assert reconcile(app) == "0 found, 1 not there, 0 still unknown"
-    assert (states(database), ids(ada), llm_provider.batches) == (["failed"], [], [])
+    create(ada, provider)
+    time_passes(database, WINDOW - 10)
+    assert reconcile(app) == STILL_UNKNOWN
+    time_passes(database, 10)
+    assert reconcile(app) == NOT_THERE
+    assert (states(database), ids(ada), llm_provider.batches) == (["failed"], own_ids(database), [])
     assert len(llm_provider.calls_to(CREATES[provider])) == 1
+    shown = ada.get(f"/v1/batches/{own_ids(database)[0]}").get_json()
+    assert (shown["status"], shown["errors"]["data"][0]["code"]) == ("failed", "not_created")
+    answer = ada.get(f"/v1/batches/{shown['id']}/results")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "batch_failed")
+    assert "nothing was billed" in answer.get_json()["detail"]
+    assert ada.post(f"/v1/batches/{shown['id']}/cancel").get_json()["status"] == "failed"
 
 
-def test_the_minute_begins_when_the_create_goes_wrong(
-    app: Flask, create: Create, llm_provider: Simulator, database: str
+def test_the_window_is_a_setting(make_host: MakeHost, llm_provider: Simulator, database: str) -> None:
+    """``LLM_BATCHES_SEARCH_WINDOW`` says for how many seconds a batch is looked for."""
+    app = make_host(database=database, search_window=100)
+    go_wrong(llm_provider, "openai", done=False)
+    create(client_of(app, "ada"), "openai")
+    time_passes(database, 90)
+    assert reconcile(app) == STILL_UNKNOWN
+    time_passes(database, 10)
+    assert reconcile(app) == NOT_THERE
+
+
+def test_the_window_begins_when_the_create_goes_wrong(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str
 ) -> None:
-    """However long a create took, the provider has a minute from its end on to list the batch."""
-    go_wrong(llm_provider, "openai", "drop", done=False)
-    create("openai")
-    query(database, "UPDATE llm_batches_batch SET created_at = created_at - 600")
-    assert reconcile(app) == "0 found, 0 not there, 1 still unknown"
-    assert reconcile(app, "--older-than", "0") == "0 found, 1 not there, 0 still unknown"
+    """However long a create took, the provider has the whole window from its end on to list the batch."""
+    go_wrong(llm_provider, "openai", done=False)
+    create(ada, "openai")
+    query(database, f"UPDATE llm_batches_batch SET created_at = created_at - {2 * WINDOW}")
+    assert reconcile(app) == STILL_UNKNOWN
 
 
-def test_a_create_that_runs_is_left_alone(
-    app: Flask, create: Create, llm_provider: Simulator, database: str
+def test_older_than_means_since_it_was_given_up(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str
 ) -> None:
-    """What may still be submitted is not looked for, until a create cannot take that long."""
-    create("openai")
-    query(database, "DELETE FROM llm_batches_usage")
-    query(database, "UPDATE llm_batches_batch SET state = 'submitting', batch_id = NULL, status = NULL")
-    llm_provider.calls.clear()
-    assert reconcile(app) == "0 found, 0 not there, 1 still unknown"
-    assert not llm_provider.calls
-    a_minute_passes(database)
-    assert reconcile(app) == "1 found, 0 not there, 0 still unknown"
+    """``--older-than N`` fails nothing that was given up less than N seconds or two minutes ago."""
+    go_wrong(llm_provider, "openai", done=False)
+    create(ada, "openai")
+    query(database, "UPDATE llm_batches_batch SET created_at = created_at - 6000")
+    assert reconcile(app, "--older-than", "0") == STILL_UNKNOWN
+    time_passes(database, 90)
+    assert reconcile(app, "--older-than", "0") == STILL_UNKNOWN
+    time_passes(database, 210)
+    assert reconcile(app, "--older-than", "400") == STILL_UNKNOWN
+    assert reconcile(app, "--older-than", "300") == NOT_THERE
 
 
-@pytest.mark.parametrize("there", [0, 1, 2])
-def test_two_that_look_the_same_stay_unknown(
-    app: Flask, ada: FlaskClient, create: Create, llm_provider: Simulator, database: str, there: int
-) -> None:
-    """Without metadata nobody guesses which of two is which: both wait, unless none of them is there."""
-    for number in range(2):
-        go_wrong(llm_provider, "anthropic", "drop", done=number < there)
-        create("anthropic", 2)
-    found = reconcile(app, "--older-than", "0")
-    if there:
-        assert found == "0 found, 0 not there, 2 still unknown"
-        assert (states(database), ids(ada)) == (["unknown"] * 2, [])
-    else:
-        assert found == "0 found, 2 not there, 0 still unknown"
-
-
-def test_another_count_or_time_is_another_batch(
-    app: Flask, create: Create, llm_provider: Simulator, database: str
-) -> None:
-    """Without metadata a batch is found by how many requests it has and when it was made."""
-    for count in (2, 3):
-        go_wrong(llm_provider, "anthropic", "drop", done=True)
-        create("anthropic", count)
-    for table in ("llm_batches_batch", "llm_batches_usage"):
-        query(database, f"UPDATE {table} SET created_at = created_at - 100 WHERE requests = 3")
-    assert reconcile(app, "--older-than", "0") == "1 found, 1 not there, 0 still unknown"
-    assert states(database) == ["accepted", "failed"]
-
-
-@pytest.mark.parametrize("provider", CREATES)
-def test_a_known_batch_is_never_adopted(
-    make_host: MakeHost, llm_provider: Simulator, database: str, provider: str
-) -> None:
-    """What another record has, by whichever name of the same account, is not taken for the one looked for."""
-    settings = llm_provider.providers[provider]
-    app = make_host(
-        database=database, providers={provider: settings, "second": {**settings, "provider": provider}}
-    )
-    ada = client_of(app, "ada")
-    for name in (provider, "second"):
-        body = {"model": f"{name}:m", "requests": requests(2, max_tokens=9)}
-        assert ada.post("/v1/batches", json=body).status_code == 200
-        go_wrong(llm_provider, provider, "drop", done=False)
-        assert ada.post("/v1/batches", json=body).status_code == 502
-    assert reconcile(app, "--older-than", "0") == "0 found, 2 not there, 0 still unknown"
-    assert states(database) == ["accepted", "failed"] * 2
-
-
-@pytest.mark.parametrize("provider", CREATES)
-def test_every_page_is_searched(
-    app: Flask, create: Create, llm_provider: Simulator, database: str, provider: str
-) -> None:
-    """A batch is found on the third page of the provider's list, and only looked for back to its time."""
-    go_wrong(llm_provider, provider, "drop", done=True)
-    create(provider, 2)
-    (wanted,) = llm_provider.batches
-    for number in range(250):
-        llm_provider.add(
-            replace(wanted, id=f"other-{number}", requests=wanted.requests[:1], metadata=None, times={})
-        )
-    llm_provider.calls.clear()
-    assert reconcile(app) == "1 found, 0 not there, 0 still unknown"
-    assert query(database, "SELECT batch_id FROM llm_batches_batch WHERE requests = 2") == [(wanted.id,)]
-    assert len(llm_provider.calls_to(LISTS[provider])) >= 3
-
-    go_wrong(llm_provider, provider, "drop", done=False)
-    create(provider, 3)
-    for batch in llm_provider.batches:
-        batch.times["created_at"] -= 1000
-    llm_provider.calls.clear()
-    assert reconcile(app, "--older-than", "0") == "0 found, 1 not there, 0 still unknown"
-    assert len(llm_provider.calls_to(LISTS[provider])) <= 2
-
-
-@pytest.mark.parametrize("provider", CREATES)
 def test_without_a_list_nothing_is_known(
-    app: Flask, ada: FlaskClient, create: Create, llm_provider: Simulator, database: str, provider: str
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str
 ) -> None:
     """While the provider gives no list a batch stays unknown; the owner's list is there all the same."""
     for _ in range(2):
-        go_wrong(llm_provider, provider, "drop", done=True)
-        create(provider, 2)
-    on = LISTS[provider]
-    for _ in range(2):
-        llm_provider.fail_next(503, on=on)
-    assert reconcile(app, "--older-than", "0") == "0 found, 0 not there, 2 still unknown"
+        go_wrong(llm_provider, "openai", done=False)
+        create(ada, "openai")
+    time_passes(database, WINDOW)
+    llm_provider.fail_next(503, on=LISTS["openai"])
+    assert reconcile(app) == "0 found, 0 not there, 2 still unknown"
+    time_passes(database, WINDOW)
     llm_provider.calls.clear()
-    llm_provider.drop_next(on=on)
-    assert ids(ada) == []
-    assert len(llm_provider.calls_to(on)) == 1
+    llm_provider.drop_next(on=LISTS["openai"])
+    assert ids(ada) == own_ids(database)[::-1]
+    assert len(llm_provider.calls_to(LISTS["openai"])) == 1
     assert states(database) == ["unknown"] * 2
 
 
 def test_a_provider_that_is_gone_leaves_it_unknown(
-    make_host: MakeHost, create: Create, llm_provider: Simulator, database: str
+    make_host: MakeHost, ada: FlaskClient, llm_provider: Simulator, database: str
 ) -> None:
-    """A batch at a provider that is not configured any more stays as it is."""
-    go_wrong(llm_provider, "mistral", "drop", done=True)
-    create("mistral")
+    """A batch at a provider that is not configured any more stays as it is, and spoils no other call."""
+    go_wrong(llm_provider, "mistral", done=True)
+    create(ada, "mistral")
     other = make_host(database=database)
-    assert reconcile(other, "--older-than", "0") == "0 found, 0 not there, 1 still unknown"
-    assert ids(client_of(other, "ada")) == []
+    assert reconcile(other, "--older-than", "0") == STILL_UNKNOWN
+    bob = client_of(other, "ada")
+    assert ids(bob) == own_ids(database)
+    assert bob.get(f"/v1/batches/{own_ids(database)[0]}").get_json()["status"] == "validating"
+    assert bob.get("/v1/batches/x?provider=openai").status_code == 404
 
 
-@pytest.mark.parametrize("provider", CREATES)
-@pytest.mark.parametrize("touch", ["list", "retrieve", "results", "again"])
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("provider", WITH_METADATA)
+@pytest.mark.parametrize("touch", ["list", "retrieve", "results", "again", "own id", "admin", "admin's list"])
 def test_the_next_call_that_needs_it_finds_it(
-    app: Flask,
-    ada: FlaskClient,
-    create: Create,
-    llm_provider: Simulator,
-    database: str,
-    provider: str,
-    touch: str,
+    app: Flask, llm_provider: Simulator, database: str, provider: str, touch: str, dead: bool
 ) -> None:
-    """The owner's list, a call with its id, and a repeated create with its key settle a batch."""
-    go_wrong(llm_provider, provider, "drop", done=True)
-    create(provider, key="k")
+    """A list, a call with its id, ours or the provider's, and a repeated create settle a batch at once.
+
+    So too if the process that made it has died.
+    """
+    ada, admin = client_of(app, "ada"), client_of(app, None)
+    go_wrong(llm_provider, provider, done=True)
+    create(ada, provider, key="k")
+    if dead:
+        process_dies(database)
     (made,) = llm_provider.batches
     made.finish()
     path = f"/v1/batches/{made.id}"
     if touch == "list":
         assert ids(client_of(app, "bob")) == []
-        assert states(database) == ["unknown"]
+        assert states(database) != ["accepted"]
         assert ids(ada) == [made.id]
     elif touch == "again":
-        answer = create(provider, key="k")
+        answer = create(ada, provider, key="k")
         assert (answer.status_code, answer.get_json()["id"]) == (200, made.id)
         assert answer.headers["Idempotent-Replayed"] == "true"
+    elif touch == "admin's list":
+        (shown,) = admin.get(f"/v1/batches?provider={provider}").get_json()["data"]
+        assert shown["id"] == made.id
     else:
-        answer = ada.get(path if touch == "retrieve" else f"{path}/results")
+        client = admin if touch == "admin" else ada
+        path = f"/v1/batches/{own_ids(database)[0]}" if touch == "own id" else path
+        answer = client.get(f"{path}/results" if touch == "results" else f"{path}?provider={provider}")
         assert answer.status_code == 200
     assert (states(database), len(llm_provider.batches)) == (["accepted"], 1)
 
 
+def test_our_own_id_leads_to_the_batch_for_good(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str
+) -> None:
+    """An unsettled batch is listed with an id of ours, which works before and after it is found."""
+    go_wrong(llm_provider, "openai", done=True)
+    rewrite_lists(llm_provider, show_nothing)
+    create(ada, "openai", 3, metadata={"team": "search"})
+    time_passes(database, 100)
+    (shown,) = ada.get("/v1/batches").get_json()["data"]
+    (own,) = own_ids(database)
+    assert (shown["id"], shown["status"], shown["model"]) == (own, "validating", "m")
+    assert (shown["metadata"], shown["request_counts"]["total"]) == ({"team": "search"}, 3)
+    assert ada.get(f"/v1/batches/{own}").get_json() == shown
+    assert client_of(app, "bob").get(f"/v1/batches/{own}?provider=openai").status_code == 404
+    for answer in (ada.get(f"/v1/batches/{own}/results"), ada.post(f"/v1/batches/{own}/cancel")):
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "batch_not_complete")
+        assert answer.get_json()["detail"].startswith(
+            f"Batch '{own}' is not yet complete (status: validating). "
+            f"Call GET /v1/batches/{own}?provider=openai to check the current status. "
+        )
+        assert "It is being looked for at the provider." in answer.get_json()["detail"]
+        assert 8 <= int(answer.headers["Retry-After"]) <= 11  # a tenth of the time that it has been missing
+    made = llm_provider.batches[0]
+    assert create(ada, "openai", 1).status_code == 200
+    assert ada.get(f"/v1/batches?after={own}").get_json()["data"] == []
+
+    llm_provider.rewrite = None
+    time_passes(database, 20)
+    for _ in range(2):
+        assert ada.get(f"/v1/batches/{own}").get_json()["id"] == made.id
+    assert ada.post(f"/v1/batches/{own}/cancel").get_json()["status"] == "cancelling"
+    made.finish()
+    assert len(ada.get(f"/v1/batches/{own}/results").get_json()["results"]) == 3
+    assert ids(ada)[1] == made.id
+
+
+def test_a_search_waits_for_what_it_may_find(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str
+) -> None:
+    """The longer a batch is missing, the less often the list is asked for; other calls wait for nothing."""
+    go_wrong(llm_provider, "openai", done=False)
+    create(ada, "openai")
+    searches = []
+    for seconds in (0, 100, 5, 10, WINDOW - 115):
+        time_passes(database, seconds)
+        llm_provider.calls.clear()
+        ids(ada)
+        searches.append(len(llm_provider.calls_to(LISTS["openai"])))
+    assert searches == [1, 1, 0, 1, 1]
+    assert states(database) == ["failed"]
+
+
+@pytest.mark.parametrize("touch", ["search", "again", "id"])
+def test_what_turns_up_late_is_adopted(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str, touch: str
+) -> None:
+    """A batch that had failed is adopted when the provider lists it after all, and its key still has it."""
+    go_wrong(llm_provider, "openai", done=True)
+    create(ada, "openai", key="k")
+    rewrite_lists(llm_provider, show_nothing)
+    time_passes(database, WINDOW)
+    assert reconcile(app) == NOT_THERE
+    llm_provider.rewrite = None
+    time_passes(database, WINDOW)
+    if touch == "search":
+        go_wrong(llm_provider, "openai", done=False)
+        create(ada, "openai")
+        assert reconcile(app) == STILL_UNKNOWN
+    elif touch == "id":
+        admin = client_of(app, None)
+        assert admin.get(f"/v1/batches/{llm_provider.batches[0].id}?provider=openai").status_code == 200
+    answer = create(ada, "openai", key="k")
+    assert (answer.get_json()["id"], answer.headers["Idempotent-Replayed"]) == (
+        llm_provider.batches[0].id,
+        "true",
+    )
+    assert (len(llm_provider.batches), states(database)[0]) == (1, "accepted")
+
+
 def test_a_batch_that_is_found_when_it_has_ended_is_said_to_have(
-    app: Flask, create: Create, llm_provider: Simulator
+    app: Flask, ada: FlaskClient, llm_provider: Simulator
 ) -> None:
     """Whoever waits for the signal of the end gets it, although nobody saw the batch run."""
     ended: list[str] = []
@@ -315,59 +300,65 @@ def test_a_batch_that_is_found_when_it_has_ended_is_said_to_have(
     def hear(_app: Flask, batch: Any, owner: str) -> None:
         ended.append(f"{owner} {batch.id} {batch.status}")
 
-    go_wrong(llm_provider, "openai", "drop", done=True)
-    create("openai")
+    go_wrong(llm_provider, "openai", done=True)
+    create(ada, "openai")
     llm_provider.batches[0].finish()
     with batch_finished.connected_to(hear, app):
-        assert reconcile(app) == "1 found, 0 not there, 0 still unknown"
+        assert reconcile(app) == FOUND
     assert ended == [f"ada {llm_provider.batches[0].id} completed"]
 
 
-def test_a_batch_that_is_not_counted_yet_may_be_the_one(
-    app: Flask, create: Create, llm_provider: Simulator, database: str
-) -> None:
-    """Providers without metadata that count requests later leave it unknown until then."""
-    go_wrong(llm_provider, "anthropic", "drop", done=True)
-    create("anthropic", 2)
-    (made,) = llm_provider.batches
-    lines, made.requests = made.requests, []
-    assert reconcile(app, "--older-than", "0") == "0 found, 0 not there, 1 still unknown"
-    made.requests = lines
-    assert reconcile(app, "--older-than", "0") == "1 found, 0 not there, 0 still unknown"
-    assert states(database) == ["accepted"]
+def test_reconcile_from_python(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
+    """``current_llm_batches.reconcile()`` returns what it has found, whether anybody looks at it or not."""
+    go_wrong(llm_provider, "openai", done=True)
+    create(ada, "openai")
+    with app.app_context():
+        (settled,) = current_llm_batches.reconcile()
+        assert (settled.state, settled.provider, settled.owner) == ("accepted", "openai", "ada")
+        batch_id = f"batch_{settled.uid}"
+        found = current_llm_batches.retrieve(batch_id, owner=EVERYONE)
+        assert found.id == llm_provider.batches[0].id
 
 
-def test_a_create_and_a_reconcile_count_it_once(
-    app: Flask, ada: FlaskClient, create: Create, llm_provider: Simulator, database: str
+@pytest.mark.parametrize("found", ["by its id", "by nobody"])
+def test_a_create_that_is_still_running_is_counted_once(
+    make_host: MakeHost, llm_provider: Simulator, database: str, found: str
 ) -> None:
-    """Who gives up a create that is still running finds its batch; the create then has nothing to add."""
+    """Nobody searches for what is being submitted; if its batch is found, the create has nothing to add."""
+    app = make_host(database=database)
     heard: list[str] = []
 
     def hear(_app: Flask, batch: Any, **_: str) -> None:
         heard.append(batch.id)
 
-    llm_provider.delay_next(0.4, on=CREATES["openai"], after=0)
+    llm_provider.delay_next(1, on=CREATES["openai"], after=0)
     with batch_submitted.connected_to(hear, app), ThreadPoolExecutor(1) as caller:
-        creating = caller.submit(create, "openai")
+        creating = caller.submit(create, client_of(app, "ada"), "openai")
         while not llm_provider.batches:
             time.sleep(0.01)
-        assert reconcile(app, "--older-than", "0") == "1 found, 0 not there, 0 still unknown"
+        (made,) = llm_provider.batches
+        assert reconcile(app, "--older-than", "0") == STILL_UNKNOWN
+        with app.app_context(), pytest.raises(LLMBatchesError, match="being submitted at this moment"):
+            current_llm_batches.adopt(own_ids(database)[0].removeprefix("batch_"), made.id)
+        if found == "by its id":
+            assert client_of(app, "ada").get(f"/v1/batches/{made.id}").status_code == 200
+            assert states(database) == ["accepted"]
         assert creating.result().status_code == 200
-    assert heard == [creating.result().get_json()["id"]]
+    assert heard == [made.id]
     assert query(database, "SELECT event FROM llm_batches_usage") == [("create",)]
 
 
 @pytest.mark.parametrize("fault", ["drop", "hang"])
 def test_what_was_found_stays_found(
-    app: Flask, ada: FlaskClient, create: Create, llm_provider: Simulator, database: str, fault: str
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, database: str, fault: str
 ) -> None:
     """A create that fails after its batch was found takes nothing back."""
     llm_provider.delay_next(30 if fault == "hang" else 0.3, on=CREATES["openai"], after=0)
     with ThreadPoolExecutor(1) as caller:
-        creating = caller.submit(create, "openai")
+        creating = caller.submit(create, client_of(app, "ada"), "openai")
         while not llm_provider.batches:
             time.sleep(0.01)
-        reconcile(app, "--older-than", "0")
+        assert ada.get(f"/v1/batches/{llm_provider.batches[0].id}").status_code == 200
         if fault == "drop":
             llm_provider.stop()
         assert creating.result().status_code in (502, 504)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
@@ -14,10 +18,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from flask_llm_batches import current_llm_batches
-from flask_llm_batches.batch import Batch, Row, RowError
+from flask_llm_batches.batch import UNREADABLE, Batch, Row, RowError
 from flask_llm_batches.core.results import Results, accounted, each_once
+from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.providers.adapters import Adapter
 from flask_llm_batches.providers.rows import read_rows
 from flask_llm_batches.signals import usage_recorded
@@ -28,7 +34,6 @@ from tests.conftest import create_batch
 from tests.json_texts import bodies, cut, digits_kept
 
 NDJSON = {"Accept": "application/x-ndjson"}
-UNREADABLE = RowError("unreadable", "The provider's row for this request is damaged")
 BATCH = Batch(id="b", provider="p", status="completed", created_at=0)
 
 
@@ -40,7 +45,7 @@ class Reader(Adapter):
 
 
 def read(chunks: Sequence[bytes]) -> list[Row]:
-    return [row for group in read_rows(chunks, Reader(), BATCH) for row in group or ()]
+    return [row for group in read_rows(chunks, Reader(), BATCH, beat=9) for row in group or ()]
 
 
 def line_of(custom_id: str, body: str, space: str = "") -> str:
@@ -102,8 +107,9 @@ def test_a_truncated_download_is_read_up_to_there(texts: list[str], length: int,
     kept = data[: length % len(data) + 1]
     whole = [(str(number), body.encode(), None) for number, body in enumerate(texts)]
     last = len(kept.split(b"\n")) - 1
-    if kept.endswith(b"\n") or kept == data:
-        assert shown(read(cut(kept, places))) == whole[: last + (kept == data)]
+    at_an_end = data[len(kept) : len(kept) + 1] in (b"", b"\n")
+    if kept.endswith(b"\n") or at_an_end:
+        assert shown(read(cut(kept, places))) == whole[: last + at_an_end]
         return
     try:
         found = shown(read(cut(kept, places)))
@@ -142,7 +148,8 @@ def test_every_request_has_one_row(
         for group in given_rows
     ]
     ids = [str(number) for number in range(submitted)]
-    once = each_once(iter_groups(groups), batch_id="b", batch_status=status, parts=lambda: [ids[:2], ids[2:]])
+    batch = replace(BATCH, status=status)
+    once = each_once(iter_groups(groups), batch=batch, promised=(0, 0), parts=lambda: [ids[:2], ids[2:]])
     rows = [row for group in once for row in group or ()]
     assert sorted(row.custom_id for row in rows) == ids
     first: dict[str, Row] = {}
@@ -160,11 +167,12 @@ def test_rows_are_accounted_when_the_last_one_is_taken() -> None:
     """Tokens and rows are summed up once, after the last row; a reader who stops before accounts nothing."""
     row = Row("a", msgspec.Raw(b'{"usage":{"prompt_tokens":2,"completion_tokens":3}}'))
     failed = Row("b", error=UNREADABLE)
-    seen: list[tuple[Tokens, int]] = []
+    seen: list[tuple[Tokens, int, int]] = []
 
     def groups() -> Iterator[Sequence[Row] | None]:
         return accounted(
-            iter_groups([[row], None, [failed, row]]), lambda count, rows: seen.append((count.tokens, rows))
+            iter_groups([[row], None, [failed, row]]),
+            lambda count, rows, damaged: seen.append((count.tokens, rows, damaged)),
         )
 
     early = Results(groups())
@@ -177,7 +185,7 @@ def test_rows_are_accounted_when_the_last_one_is_taken() -> None:
     some.close()
     assert seen == []
     assert [row["custom_id"] for row in Results(groups(), status="failed")] == ["b"]
-    assert seen == [(Tokens(4, 6, 0, 10), 3)]
+    assert seen == [(Tokens(4, 6, 0, 10), 3, 1)]
 
 
 def test_the_first_silence_is_heard() -> None:
@@ -276,6 +284,7 @@ def test_odd_downloads_give_every_row_once(
 ) -> None:
     """Rows left out, given twice, of nobody's and unreadable with and without an id are all made up for."""
     path, batch = finished(ada, llm_provider, 5)
+    batch.outcomes["succeeded"] = 3
     by_id = {json.loads(line)["custom_id"]: line for line in batch.output}
     batch.output[:] = [
         b"\xff{\n",
@@ -318,17 +327,19 @@ def test_usage_is_counted_over_all_rows_once(app: Flask, ada: FlaskClient, llm_p
     assert (event["event"], event["owner"], event["requests"]) == ("results", "ada", 4)
 
 
-def test_head_leaves_no_download(ada: FlaskClient, llm_provider: Simulator) -> None:
-    """Who asks only whether there are results does not leave their download open."""
+def test_head_downloads_nothing(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """HEAD says whether there are results; of a batch that has ended the provider hears nothing."""
+    running = create_batch(ada)
+    answer = ada.head(f"/v1/batches/{running}/results")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (409, "30")
     path, _ = finished(ada, llm_provider)
-    llm_provider.delay_next(30, on="GET /files", after=0)
+    ada.get(path.removesuffix("/results"))
+    llm_provider.calls.clear()
     for kind in ("application/json", "application/x-ndjson"):
-        answer = ada.head(path, headers={"Accept": kind}, environ_overrides={"werkzeug.socket": None})
+        answer = ada.head(path, headers={"Accept": kind})
         assert (answer.status_code, answer.mimetype, answer.data) == (200, kind, b"")
-    deadline = time.monotonic() + 5
-    while not llm_provider.hang_ups and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert [call.path.partition("/content")[1] for call in llm_provider.hang_ups] == ["/content"]
+        assert "Content-Length" not in answer.headers
+    assert llm_provider.calls == []
 
 
 def test_who_stops_early_accounts_for_nothing(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
@@ -352,3 +363,56 @@ def test_the_hosts_own_code_reads_rows(app: Flask, ada: FlaskClient, llm_provide
         rows = list(current_llm_batches.results(path.split("/")[3], owner="ada", status="succeeded"))
     assert sorted(row["custom_id"] for row in rows) == ["r0", "r1", "r2", "r3"]
     assert all(row["error"] is None and row["result"]["usage"] for row in rows)
+
+
+def test_a_record_that_is_away_at_the_end_takes_no_row(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Results end properly though they cannot be accounted for; the next read of them does that."""
+    path, _ = finished(ada, llm_provider)
+    with app.app_context():
+        engine = app.extensions["sqlalchemy"].engine
+    events: list[Any] = []
+    with usage_recorded.connected_to(lambda _app, usage: events.append(usage), sender=app):
+        for table, other in (("usage", "away"), ("away", "usage")):
+            with engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE llm_batches_{table} RENAME TO llm_batches_{other}"))
+            answer = ada.get(path)
+            assert answer.status_code == 200
+            assert len(answer.get_json()["results"]) == 4
+            assert len(events) == (table == "away")
+    assert "its results are not accounted for yet" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["dropped", "refused", "gone", "cut", "a page"])
+def test_a_download_that_failed_leaves_no_reference_cycle(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, fault: str
+) -> None:
+    """Connections and rows of a failed download are free at once, without the garbage collector."""
+    path, batch = finished(ada, llm_provider)
+    faults: dict[str, Callable[..., None]] = {
+        "dropped": llm_provider.drop_next,
+        "refused": llm_provider.fail_next,
+        "gone": partial(llm_provider.fail_next, 404),
+        "cut": partial(llm_provider.drop_next, after=len(batch.output[0]) + 5),
+        "a page": partial(llm_provider.fail_next, 200, body="<html>"),
+    }
+
+    def fail() -> None:
+        faults[fault](on="GET /files")
+        with app.app_context(), suppress(LLMBatchesError):
+            list(current_llm_batches.results(path.split("/")[3], owner="ada"))
+            pytest.fail("no error")
+
+    fail()
+    gc.collect()
+    gc.disable()
+    try:
+        fail()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [one for one in gc.garbage if isinstance(one, FrameType | TracebackType | Row)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

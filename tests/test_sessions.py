@@ -17,8 +17,8 @@ from flask import Flask, Response
 from flask.typing import ResponseReturnValue
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import String, text, update
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import String, create_engine, text, update
+from sqlalchemy.orm import Mapped, mapped_column, scoped_session, sessionmaker
 from werkzeug.serving import make_server
 
 from flask_llm_batches import LLMBatches, Principal, current_llm_batches
@@ -167,6 +167,25 @@ def test_every_db_is_watched() -> None:
         assert session.dispatch.after_begin
         kept.append(type(session))
         del db, session
+
+
+def test_listeners_do_not_pile_up(tmp_path: Path) -> None:
+    """Regression: on a connection to which a host binds its sessions, each transaction left a listener."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'bound.sqlite3'}")
+    with engine.connect() as connection:
+        sessions = scoped_session(sessionmaker(bind=connection))
+        watch(sessions)
+        for _ in range(20):
+            sessions.remove()
+            session = sessions()
+            for _ in range(3):
+                session.execute(text("SELECT 1"))
+                with session.begin_nested():
+                    session.execute(text("SELECT 2"))
+                assert len(connection.dispatch.before_cursor_execute) == 1
+                session.rollback()
+        assert len(connection.dispatch.before_cursor_execute) == 0
+    engine.dispose()
 
 
 @ONE_CONNECTION

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from werkzeug.wrappers import Response
 
-from flask_llm_batches.testing import Simulator
+from flask_llm_batches.testing import Call, Simulator
 
 
 @pytest.fixture
@@ -182,3 +184,18 @@ def test_a_batch_finishes_by_itself(client: openai.OpenAI) -> None:
         theirs = client.with_options(base_url=quick.base_url)
         batch = submit(theirs, line())
         assert theirs.batches.retrieve(batch.id).status == "completed"
+
+
+def test_it_lies(llm_provider: Simulator) -> None:
+    """``rewrite`` changes what is sent; without a length, a body ends with the connection."""
+
+    def rewrite(call: Call, response: Response) -> Response:
+        response.set_data(call.path.encode())
+        del response.headers["Content-Length"]
+        response.headers["Connection"] = "close"
+        return response
+
+    llm_provider.rewrite = rewrite
+    for _ in range(2):
+        answer = httpx.get(f"{llm_provider.base_url}/batches")
+        assert (answer.content, answer.headers.get("Transfer-Encoding")) == (b"/batches", None)

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_llm_batches.config import Settings
-from flask_llm_batches.core.spool import MAX_ERRORS, Spool, spooled
-from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.core.requests import MAX_ERRORS, Incoming
+from flask_llm_batches.core.spool import Model, Spool, spooled
+from flask_llm_batches.errors import Problem, ValidationFailed
 from flask_llm_batches.jsonl import split_lines
 from flask_llm_batches.providers.adapters import Adapter
 from tests.json_texts import bodies, cut, digits_kept
@@ -26,8 +27,8 @@ def spool_of(
     requests: Any, folder: Path, max_requests: int = 1000, adapter: type[Adapter] = Adapter
 ) -> AbstractContextManager[Spool]:
     return spooled(
-        requests,
-        model="m",
+        Incoming(requests, limit=max_requests),
+        model=Model("m", "p:m", is_given=True),
         endpoint="/v1/chat/completions",
         provider="p",
         adapter=adapter,
@@ -44,11 +45,11 @@ def spool(requests: bytes | list[Any], folder: Path, max_requests: int = 1000) -
     return data
 
 
-def errors(requests: bytes | list[Any], folder: Path, **options: int) -> Any:
+def errors(requests: bytes | list[Any], folder: Path, **options: int) -> list[Problem]:
     with pytest.raises(ValidationFailed) as caught:
         spool(requests, folder, **options)
     assert not list(folder.iterdir())
-    return caught.value.messages["requests"]
+    return list(caught.value.problems)
 
 
 def test_every_request_is_a_line(tmp_path: Path) -> None:
@@ -94,30 +95,31 @@ def test_the_hosts_own_objects_are_written_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_json", "wrong"),
+    ("request_json", "field", "message"),
     [
-        (b"3", ["Not a valid mapping type."]),
-        (b"null", ["Not a valid mapping type."]),
-        (b"{}", {"custom_id": ["Missing data for required field."]}),
-        (b'{"custom_id":3,"body":{}}', {"custom_id": ["Not a valid string."]}),
-        (b'{"custom_id":null,"body":{}}', {"custom_id": ["Not a valid string."]}),
-        (b'{"custom_id":"","body":{}}', {"custom_id": ["Shorter than minimum length 1."]}),
-        (b'{"custom_id":"x","body":[]}', {"body": ["Not a valid mapping type."]}),
-        (b'{"custom_id":"x"}', {"body": ["Missing data for required field."]}),
-        (b'{"custom_id":"good","body":{}}', {"custom_id": ["Not unique: request 0 has the same one."]}),
-        (b'{"custom_id":"x","body":{"v":"\xff"}}', ["Not valid UTF-8: invalid start byte at byte 30."]),
+        (b"3", "", "Not a valid mapping type."),
+        (b"null", "", "Not a valid mapping type."),
+        (b"{}", "custom_id", "Missing data for required field."),
+        (b'{"custom_id":3,"body":{}}', "custom_id", "Not a valid string."),
+        (b'{"custom_id":null,"body":{}}', "custom_id", "Not a valid string."),
+        (b'{"custom_id":"","body":{}}', "custom_id", "Shorter than minimum length 1."),
+        (b'{"custom_id":"x","body":[]}', "body", "Not a valid mapping type."),
+        (b'{"custom_id":"x"}', "body", "Missing data for required field."),
+        (b'{"custom_id":"good","body":{}}', "custom_id", "Not unique: request 0 has the same one."),
+        (b'{"custom_id":"x","body":{"v":"\xff"}}', "", "Not valid UTF-8: invalid start byte at byte 30."),
     ],
 )
-def test_wrong_requests_are_named(tmp_path: Path, request_json: bytes, wrong: object) -> None:
-    """Each wrong request is named by its index, in marshmallow's form."""
-    assert errors(b'[{"custom_id":"good","body":{}},' + request_json + b"]", tmp_path) == {1: wrong}
+def test_wrong_requests_are_named(tmp_path: Path, request_json: bytes, field: str, message: str) -> None:
+    """Each wrong request is named by its index and its field."""
+    path = ("requests", 1, field) if field else ("requests", 1)
+    assert errors(b'[{"custom_id":"good","body":{}},' + request_json + b"]", tmp_path) == [(path, message)]
 
 
 @pytest.mark.parametrize("body", [{"v": float("nan")}, {"v": object()}, {"v": "\ud800"}])
 def test_objects_that_are_no_json_are_named(tmp_path: Path, body: dict[str, Any]) -> None:
     """NaN, objects of other kinds and lone surrogates cannot be sent, and are named by index."""
-    ((index, (message,)),) = errors([{"custom_id": "a", "body": body}], tmp_path).items()
-    assert index == 0
+    ((path, message),) = errors([{"custom_id": "a", "body": body}], tmp_path)
+    assert path == ("requests", 0)
     assert "Not" in message
 
 
@@ -125,15 +127,15 @@ def test_only_so_many_are_named(tmp_path: Path) -> None:
     """Of very many wrong requests the first are named, and the others counted."""
     messages = errors([{}] * (MAX_ERRORS + 7), tmp_path)
     assert len(messages) == MAX_ERRORS + 1
-    assert messages["_schema"] == ["7 more requests are wrong."]
+    assert messages[-1] == (("requests",), "7 more requests are wrong.")
 
 
 def test_too_few_and_too_many(tmp_path: Path) -> None:
     """No request at all, and more than allowed, are errors of the whole."""
     good = [{"custom_id": str(number), "body": {}} for number in range(3)]
-    assert errors([], tmp_path) == ["Shorter than minimum length 1."]
+    assert errors([], tmp_path) == [(("requests",), "Shorter than minimum length 1.")]
     assert errors(good, tmp_path, max_requests=2) == [
-        "Longer than maximum length 2, the limit of this server."
+        (("requests",), "Longer than maximum length 2, the limit of this server.")
     ]
     spool(good, tmp_path, max_requests=3)
 
@@ -192,7 +194,7 @@ def test_a_truncated_line_is_named(body: str, missing: int) -> None:
         with pytest.raises(ValidationFailed) as caught:
             spool(lines, Path(folder))
         assert not list(Path(folder).iterdir())
-    assert list(caught.value.messages["lines"]) == [2]
+    assert [path[:2] for path, _ in caught.value.problems] == [("lines", 2)]
 
 
 @pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00", rb"\ud800\ud800", rb"\ud800x"])
@@ -201,11 +203,11 @@ def test_lone_surrogates_are_refused(tmp_path: Path, text: bytes, line: bytes) -
     """Half of a character cannot be sent, and is named by its line."""
     with pytest.raises(ValidationFailed) as caught:
         spool([line % text], tmp_path)
-    assert list(caught.value.messages["lines"]) == [1]
+    assert [path[:2] for path, _ in caught.value.problems] == [("lines", 1)]
 
 
 @pytest.mark.parametrize("array", [b"[{]", b"{}", b"[" * 100_000, rb'[{"custom_id":"\ud800"}]'])
 def test_the_hosts_own_bytes_are_an_array(tmp_path: Path, array: bytes) -> None:
     """Regression: bytes of the host's own that are no JSON array came out as the parser's error."""
-    ((message,),) = [errors(array, tmp_path)]
+    ((_, message),) = errors(array, tmp_path)
     assert message.startswith("Not valid JSON: ")

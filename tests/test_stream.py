@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -154,3 +157,38 @@ def test_a_failure_on_the_way_never_looks_like_the_end(tmp_path: Path, worker: s
     for words in ("httpx", "httpcore", "openai.", "During handling", "direct cause"):
         assert words not in server.log
     assert server.log.count("ResultsInterrupted: LLM provider error") == 4
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_is_killed_leaves_no_whole_results(tmp_path: Path, version: str, kind: str) -> None:
+    """HTTP/1.1 lacks its last chunk, JSON its end, and NDJSON over HTTP/1.0 rows that are counted."""
+    with at_work(tmp_path, gunicorn, "--threads=4") as (simulator, server, http, path):
+        http.get(path)  # the first one in a process has more to do
+        simulator.delay_next(30, on=DOWNLOAD, after=len(simulator.batches[0].output[0]))
+        with closing(
+            socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 20)
+        ) as reader:
+            head = f"GET {path} HTTP/{version}\r\nHost: x\r\nX-User: ada\r\nAccept: {kind}\r\n\r\n"
+            reader.sendall(head.encode())
+            data = b""
+            while b"say 3" not in data:
+                data += reader.recv(1 << 16)
+            for pid in server.workers():
+                os.kill(pid, signal.SIGKILL)
+            while part := reader.recv(1 << 16):
+                data += part
+        head, _, body = data.decode().partition("\r\n\r\n")
+        assert " 200 OK" in head
+        if version == "1.1":
+            assert "transfer-encoding: chunked" in head.lower()
+            assert not body.endswith("0\r\n\r\n")
+        elif kind == KINDS[0]:
+            with pytest.raises(ValueError, match="delimiter"):
+                json.loads(body)
+        else:
+            # Not through http: its connection is to the worker that was killed.
+            url = server.url + path.removesuffix("/results")
+            batch = httpx.get(url, headers={"X-User": "ada"}, timeout=20).json()
+            rows = [line for line in body.splitlines() if line.strip()]
+            assert len(rows) == 1 < batch["request_counts"]["total"]

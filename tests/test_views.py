@@ -146,7 +146,12 @@ def test_failed_requests_are_rows(ada: FlaskClient, llm_provider: Simulator, all
     llm_provider.batches[0].finish()
     rows = {row["custom_id"]: row for row in ada.get(f"/v1/batches/{batch_id}/results").get_json()["results"]}
     assert rows["r1"]["result"] is None
-    assert rows["r1"]["error"] == {"code": "invalid_value", "message": "messages must not be empty"}
+    assert rows["r1"]["error"] == {
+        "code": "invalid_value",
+        "message": "messages must not be empty",
+        "retryable": False,
+        "status": 400,
+    }
     assert sorted(rows) == ["r0", "r1", "r2"]
     assert bool(rows["r0"]["result"]) is not all_fail
 
@@ -241,7 +246,7 @@ def test_senseless_pages_are_refused(ada: FlaskClient, query: str, loc: list[str
 @pytest.mark.parametrize(
     ("change", "loc", "kind"),
     [
-        ({"model": None}, ["body", "model"], "value_error"),
+        ({"model": None}, ["body", "model"], "missing"),
         ({"model": 3}, ["body", "model"], "value_error"),
         ({"model": "m:" + "x" * 300}, ["body", "model"], "value_error"),
         ({"requests": None}, ["body", "requests"], "value_error"),

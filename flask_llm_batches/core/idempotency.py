@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 
-from flask_llm_batches.batch import Batch
-from flask_llm_batches.errors import (
-    IdempotencyInProgress,
-    IdempotencyMismatch,
-    LLMBatchesError,
-    ValidationFailed,
-)
+from flask_llm_batches.batch import Batch, own_id
+from flask_llm_batches.core.adoption import is_submitting
+from flask_llm_batches.core.reconcile import Reconciler
+from flask_llm_batches.errors import IdempotencyInProgress, IdempotencyMismatch, ValidationFailed
 from flask_llm_batches.providers.adapters import Submission
-from flask_llm_batches.store.idempotency import KeyUsed, Uses
-from flask_llm_batches.store.records import SETTLED, Record, Records
+from flask_llm_batches.store.batches import Batches
+from flask_llm_batches.store.idempotency import IdempotencyKeys, KeyUsed
+from flask_llm_batches.store.models import Record
+from flask_llm_batches.untrusted import SMALL
 
 HEADER = "Idempotency-Key"
 
@@ -32,36 +30,39 @@ _decode = msgspec.json.Decoder(float_hook=lambda digits: {"float": digits}).deco
 
 
 class Fingerprint:
-    """Sums up what is asked for, whatever its white space is and the order of its keys."""
+    """Sums up what is asked for, whatever its white space is and the order of its keys.
+
+    Of a request of more than 1 MiB its bytes count: as Python's objects it might be gigabytes.
+    """
 
     def __init__(self, provider: str, submission: Submission) -> None:
         self._digest = hashlib.sha256(_encode([provider, submission]))
 
     def add(self, line: bytes) -> None:
         """Take in a request, as a line of the spool."""
-        with suppress(msgspec.DecodeError, RecursionError):  # as written: an integer of 5,000 digits, say
-            line = _encode(_decode(line))
-        self._digest.update(line + b"\n")
+        if len(line) <= SMALL:
+            with suppress(msgspec.DecodeError, RecursionError):  # as written: an integer of 5,000 digits, say
+                line = _encode(_decode(line))
+        self._digest.update(line)
+        self._digest.update(b"\n")
 
     def __str__(self) -> str:
         return self._digest.hexdigest()
 
 
 class Idempotency:
-    """The keys of one app.
+    """The keys of one app. A key lives as long as the record of its batch.
 
     Args:
-        uses: Where they are kept.
-        records: Where the batches are that they stand for.
-        settle: Finds out how a batch stands of which nobody knows.
-        ttl: Seconds after which a key may be used anew.
+        keys: Where they are kept.
+        batches: The batches that they stand for.
+        reconciler: Finds out what has become of a batch of which nobody knows.
     """
 
-    def __init__(self, uses: Uses, records: Records, settle: Callable[[Record], str], ttl: float) -> None:
-        self._uses = uses
-        self._records = records
-        self._settle = settle
-        self._ttl = ttl
+    def __init__(self, keys: IdempotencyKeys, batches: Batches, reconciler: Reconciler) -> None:
+        self._keys = keys
+        self._batches = batches
+        self._reconciler = reconciler
 
     @staticmethod
     def check(key: str) -> None:
@@ -71,14 +72,14 @@ class Idempotency:
             ValidationFailed: It is none.
         """
         if not _KEY.fullmatch(key):
-            raise ValidationFailed({HEADER: ["Not 1 to 255 visible ASCII characters."]})
+            raise ValidationFailed.of("Not 1 to 255 visible ASCII characters.", HEADER)
 
     def begin(self, key: str, fingerprint: str, owner: str, begin: Callable[..., Record]) -> Record | Batch:
         """Note the intent to make a batch, or give the one that was made.
 
         Raises:
             IdempotencyMismatch: The key was used for something else.
-            IdempotencyInProgress: The first one is still being made, or nobody knows yet.
+            IdempotencyInProgress: The first one is still being made, or is being looked for.
         """
         hashed = hashlib.sha256(f"{owner}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         for _ in range(_ATTEMPTS):
@@ -92,22 +93,25 @@ class Idempotency:
 
     def _first_answer(self, hashed: str, fingerprint: str) -> Batch | None:
         """Give what was answered; None when it is worth another look: the key is free, or has an answer."""
-        use = self._uses.find(hashed)
-        if use is None:
+        used = self._keys.find(hashed)
+        if used is None:
             return None
-        record = self._records.by_uid(use.batch_uid)
-        expired = use.created_at <= time.time() - self._ttl
-        if record is None or (expired and record.state in SETTLED):
-            self._uses.forget(use)
+        record = self._batches.by_uid(used.batch_uid)
+        other = used.fingerprint != fingerprint
+        if record is not None and record.state != "accepted" and not (other and record.state != "failed"):
+            # One that was not there is looked for once more, before another is made and paid for.
+            record = self._reconciler.settled(record)
+        if record is None or record.state == "failed":
+            self._keys.forget(used)
             return None
-        if use.fingerprint != fingerprint:
+        if other:
             raise IdempotencyMismatch
-        if use.answer is not None:
-            return Batch.from_dict(use.answer, record.provider)
-        try:
-            state = self._settle(record)
-        except LLMBatchesError:
-            raise IdempotencyInProgress from None
-        if state not in SETTLED:
+        if used.answer is not None:
+            return Batch.from_dict(used.answer, record.provider)
+        if record.state == "accepted":
+            return None
+        if is_submitting(record):
             raise IdempotencyInProgress
-        return None
+        raise IdempotencyInProgress(
+            sought=own_id(record.uid), retry_after=self._reconciler.retry_after(record)
+        )

@@ -6,7 +6,8 @@ import hashlib
 import secrets
 
 from flask_llm_batches.principal import Principal
-from flask_llm_batches.store.api_keys import ApiKey, ApiKeys
+from flask_llm_batches.store.api_keys import ApiKeys
+from flask_llm_batches.store.models import ApiKey
 
 PREFIX = "llmb_"
 _SHOWN = len(PREFIX) + 6

@@ -1,174 +1,192 @@
-"""Batches of which nobody knows whether the provider has them: found in its list, or noted as failed.
+"""Batches of which nobody knows whether the provider has them: found there, or noted as failed.
 
-A create leaves one behind when its process died, the connection broke or the provider said 5xx. It is never
-sent again.
+A create leaves one behind if its process died, if the connection broke, or if the provider answered a 5xx.
+It is never submitted again. One process at a time searches the list of a provider, for all of its unsettled
+batches. A batch in it that carries our uid is adopted. One that is missing from the whole of it has failed,
+once the provider has had the time to list it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from flask_llm_batches.batch import UID_KEY, Batch
 from flask_llm_batches.config import Settings
-from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.adoption import Adopter, is_submitting, may_be
+from flask_llm_batches.core.heartbeat import Heartbeat
+from flask_llm_batches.core.search import Walk
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.providers.clients import Providers
-from flask_llm_batches.store.records import SETTLED, Record, Records
-from flask_llm_batches.store.usage import Usage
+from flask_llm_batches.store.batches import SETTLED, Batches
+from flask_llm_batches.store.models import Record
+from flask_llm_batches.store.searches import Searches
 
 logger = logging.getLogger(__name__)
 
 FRESH = 2
 """Seconds in which a provider is not asked again after what a list or a look-up asked for."""
 
-_PAGE = 100
+GRACE = 120
+"""Seconds that a provider has to list a batch, whatever else is asked for."""
 
-# Seconds that the provider's clock may differ from ours, and that it may take to list a batch.
-_SLACK = 60
+# A batch that is not there yet is looked for again after this share of the time that it has been missing.
+_PATIENCE = 0.1
+
+# Seconds for which an operator waits for the search of another process.
+_LONGEST_WAIT = 150
 
 
 class Settled(NamedTuple):
-    """How a batch stands of which nobody knew.
+    """What is known of a batch of which nothing was known.
 
     Attributes:
         uid: Our own id of it.
         provider: Where it may be.
         owner: Whose it is.
-        state: ``accepted`` when it was found, ``failed`` when it is not there; ``submitting`` or ``unknown``
-            as before.
+        state: ``accepted`` if it was found, ``failed`` if it is not there; ``submitting`` or ``unknown`` as
+            before.
+        candidates: The provider's ids of batches that may be it, at a provider that keeps no metadata.
     """
 
     uid: str
     provider: str
     owner: str
     state: str
+    candidates: Sequence[str] = ()
 
 
 class Reconciler:
-    """Settles the unsettled batches of one app.
-
-    Args:
-        settings: Say how long a create may take.
-        records: Where they are kept.
-        providers: Where they may be.
-        adopted: Hears of each that was found: its record, the batch, and the usage that was written.
-    """
+    """Settles the unsettled batches of one app."""
 
     def __init__(
         self,
         settings: Settings,
-        records: Records,
+        batches: Batches,
+        searches: Searches,
         providers: Providers,
-        adopted: Callable[[Record, Batch, Usage], None],
+        heartbeat: Heartbeat,
+        adopter: Adopter,
     ) -> None:
-        self._records = records
+        self._settings = settings
+        self._batches = batches
+        self._searches = searches
         self._providers = providers
-        self._adopted = adopted
-        self._spool_dir = settings.spool_dir
-        self._longest = settings.transfer_timeout + _SLACK
+        self._heartbeat = heartbeat
+        self._adopter = adopter
 
-    def settle(self, record: Record, *, older_than: float | None = None) -> str:
-        """Look for a batch, and say how it stands now: ``accepted``, ``failed``, or as before.
+    def settled(self, record: Record) -> Record:
+        """Look for a batch if it is time to, and return its record as it is then."""
+        if record.state != "accepted" and not is_submitting(record):
+            self._search_if_due(record.provider, [record])
+        return self._batches.by_uid(record.uid) or record
 
-        Args:
-            record: As it was a moment ago.
-            older_than: Seconds after which nobody is submitting it any more, and the provider lists it if it
-                has it; how long a create may take unless given.
-
-        Raises:
-            LLMBatchesError: The provider gives no list.
-        """
-        if record.state in SETTLED:  # whoever made it was quicker
-            return record.state
-        now = time.time()
-        if record.state == "submitting" and now - record.created_at < (
-            self._longest if older_than is None else older_than
-        ):
-            return record.state
-        found = self._find(record)
-        if len(found) > 1:
-            return record.state
-        if not found and older_than is None and now - self._records.given_up_at(record) < _SLACK:
-            return record.state
-        if not found:
-            self._records.not_there(record)
-            return "failed"
-        batch = found[0].remembering(record.snapshot)
-        usage = self._records.accepted(record, batch, requested_by=record.owner)
-        if usage is not None:
-            self._adopted(record, batch, usage)
-        return "accepted"
+    def retry_after(self, record: Record) -> int:
+        """Return the seconds until an unsettled batch is looked for again."""
+        if is_submitting(record):
+            return FRESH
+        due = self._due(record, self._searches.searched_at(record.provider))
+        return max(FRESH, math.ceil(due - time.time()))
 
     def settle_theirs(self, *, owner: str, provider: str | None) -> None:
-        """Settle an owner's, unless tried a moment ago; a provider that gives no list is asked once."""
-        unsettled = self._records.unsettled(owner=owner, provider=provider)
-        if not unsettled:
+        """Look for the unsettled batches of an owner where it is time to."""
+        for name, records in _by_provider(self._batches.unsettled(owner=owner, provider=provider)):
+            self._search_if_due(name, records)
+
+    def settle_every(self, *, older_than: float | None) -> Sequence[Settled]:
+        """Look for all unsettled batches now.
+
+        Args:
+            older_than: Seconds after which a batch that is not there has failed; the search window unless
+                given.
+        """
+        window = None if older_than is None else max(older_than, GRACE)
+        settled = []
+        for provider, records in _by_provider(self._batches.unsettled()):
+            candidates = self._search_now(provider, window)
+            now = {record.uid: record for record in self._batches.by_uids([one.uid for one in records])}
+            settled += [
+                Settled(one.uid, provider, one.owner, now[one.uid].state, candidates.get(one.uid, ()))
+                for one in records
+                if one.uid in now
+            ]
+        return settled
+
+    def _due(self, record: Record, searched_at: int | None) -> float:
+        """Return the time from which on an unsettled batch is worth a search."""
+        given_up_at = record.lease_until or record.created_at
+        if searched_at is None or searched_at < given_up_at:
+            return given_up_at
+        again = searched_at + max(FRESH, _PATIENCE * (searched_at - given_up_at))
+        decided = given_up_at + self._settings.search_window
+        return min(again, decided) if searched_at < decided else again
+
+    def _search_if_due(self, provider: str, records: Sequence[Record]) -> None:
+        searched_at = self._searches.searched_at(provider)
+        now = time.time()
+        if not any(self._due(one, searched_at) <= now for one in records if not is_submitting(one)):
             return
-        silent = set()
-        for record in self._records.claim_refresh(unsettled, before=int(time.time()) - FRESH):
-            if record.provider in silent:
-                continue
-            try:
-                self.settle(record)
-            except LLMBatchesError:
-                silent.add(record.provider)
-                logger.warning("batch %s stays %s: its provider gives no list", record.uid, record.state)
+        token = self._searches.claim(provider, searched_at=searched_at)
+        if token is not None:
+            self._search(provider, token, self._settings.search_window, extra=records)
 
-    def settle_every(self, *, older_than: float | None) -> Iterator[Settled]:
-        """Settle all of them, and delete the spooled requests of creates that were killed."""
-        for record in self._records.unsettled():
-            try:
-                state = self.settle(record, older_than=older_than)
-            except LLMBatchesError:
-                state = record.state
-            yield Settled(record.uid, record.provider, record.owner, state)
-        sweep(self._spool_dir, older_than=self._longest)
+    def _search_now(self, provider: str, window: float | None) -> dict[str, list[str]]:
+        """Search when nobody else does, and return the candidates of each batch that stays unsettled."""
+        deadline = time.monotonic() + _LONGEST_WAIT
+        while time.monotonic() < deadline:
+            searched_at = self._searches.searched_at(provider)
+            token = self._searches.claim(provider, searched_at=searched_at)
+            if token is not None:
+                window = self._settings.search_window if window is None else window
+                return self._search(provider, token, window)
+            time.sleep(0.2)
+        logger.warning("another process searches the list of provider %r, and does not end", provider)
+        return {}
 
-    def _find(self, record: Record) -> list[Batch]:
-        """Give the one batch that it is, none, or all that it may be."""
-        similar = []
-        after = None
-        latest = record.created_at + self._longest
-        if record.state == "unknown":  # somebody saw it fail
-            latest = self._records.given_up_at(record) + _SLACK
-        while True:
-            page = self._providers.list(record.provider, after=after, limit=_PAGE)
-            for batch in page.batches:
-                uid = (batch.metadata or {}).get(UID_KEY)
-                if uid == record.uid:
-                    return [batch]
-                if uid is None and _is_similar(record, batch, latest):
-                    similar.append(batch)
-            if not (page.has_more and page.batches) or (
-                page.batches[-1].created_at < record.created_at - _SLACK
-            ):
-                break
-            after = page.batches[-1].id
-        if self._providers.adapter_of(record.provider).keeps_metadata:
-            return []
-        # By id alone: two entries of LLM_BATCHES_PROVIDERS may be the same account.
-        strange = [batch for batch in similar if not self._records.find(batch.id)]
-        # With a second record that one of them may be, or a count that is not there yet, none is certain.
-        certain = all(_total(batch) == record.requests for batch in strange) and not self._has_rival(record)
-        return strange if certain else strange * 2
+    def _search(
+        self, provider: str, token: str, window: float, *, extra: Sequence[Record] = ()
+    ) -> dict[str, list[str]]:
+        began_at = int(time.time())
+        records = [*extra, *self._batches.unsettled(provider=provider)]
+        missing = {one.uid: one for one in records if not is_submitting(one)}
+        try:
+            with self._heartbeat.during(partial(self._searches.extend_lease, provider, token)):
+                return self._walk(provider, missing, given_up_before=began_at - window)
+        except LLMBatchesError as error:
+            logger.warning("%d batches at %r stay unknown: %s", len(missing), provider, type(error).__name__)
+            return {}
+        finally:
+            self._searches.ended(provider, token, began_at=began_at)
 
-    def _has_rival(self, record: Record) -> bool:
-        return any(
-            other.uid != record.uid
-            and other.requests == record.requests
-            and abs(other.created_at - record.created_at) <= self._longest + _SLACK
-            for other in self._records.unsettled(provider=record.provider)
-        )
-
-
-def _is_similar(record: Record, batch: Batch, latest: float) -> bool:
-    in_time = record.created_at - _SLACK <= batch.created_at <= latest
-    return in_time and _total(batch) in (record.requests, 0)
+    def _walk(
+        self, provider: str, missing: dict[str, Record], *, given_up_before: float
+    ) -> dict[str, list[str]]:
+        if not missing:
+            return {}
+        keeps_metadata = self._providers.adapter_of(provider).keeps_metadata
+        walk = Walk(self._providers, provider, back_to=min(one.created_at for one in missing.values()))
+        candidates: dict[str, list[str]] = {uid: [] for uid in missing}
+        for batches in walk.pages():
+            for uid in self._adopter.notice(provider, batches):
+                missing.pop(uid, None)
+            if not missing:
+                return {}
+            if not keeps_metadata:
+                strange = self._adopter.strangers(provider, batches)
+                for uid, record in missing.items():
+                    candidates[uid] += [batch.id for batch in strange if may_be(record, batch)]
+        for uid, record in missing.items() if walk.complete else ():
+            given_up_at = record.lease_until or record.created_at
+            if given_up_at <= given_up_before and not candidates[uid] and record.state not in SETTLED:
+                self._batches.not_there(record)
+        return candidates
 
 
-def _total(batch: Batch) -> int:
-    """Say how many requests a batch has; 0 until the provider has counted them."""
-    return (batch.request_counts or {}).get("total") or 0
+def _by_provider(records: Iterable[Record]) -> Iterable[tuple[str, list[Record]]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.provider, []).append(record)
+    return found.items()

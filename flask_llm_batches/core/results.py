@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any, Literal
 
-from flask_llm_batches.batch import NOT_EXECUTED, Row, RowError
-from flask_llm_batches.core.usage import TokenCount
+from flask import Flask, current_app
+
+from flask_llm_batches.batch import MISSING, NOT_EXECUTED, TOO_LARGE, UNREADABLE, Batch, Row
+from flask_llm_batches.core.counting import TokenCount
+from flask_llm_batches.core.prices import cost
+from flask_llm_batches.errors import ProviderFailed
+from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.signals import send, usage_recorded
+from flask_llm_batches.store.batches import Batches
+from flask_llm_batches.store.manifests import Manifests
+from flask_llm_batches.store.models import Record
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +27,7 @@ BEAT = 0.4
 Groups = Iterator[Sequence[Row] | None]
 """Rows as they come, some at a time; None says that there were none for a while."""
 
-_MISSING = RowError("missing", "The provider gave no readable row for this request")
+_LEFT_OUT = 1_000_000  # so many rows of nobody's come of a provider that has no end
 
 
 class Results:
@@ -69,54 +78,164 @@ class Results:
         self._groups.close()  # type: ignore[attr-defined]  # a generator, whose iterator type has no close
 
 
+class ResultReader:
+    """Reads the results of one app's batches."""
+
+    def __init__(self, batches: Batches, manifests: Manifests, providers: Providers) -> None:
+        self._batches = batches
+        self._manifests = manifests
+        self._providers = providers
+
+    def read(
+        self,
+        batch: Batch,
+        record: Record | None,
+        *,
+        status: Literal["succeeded", "failed"] | None,
+        requested_by: str,
+        keep_waiting: Callable[[], bool],
+    ) -> Results:
+        """Read the results of a batch that has ended."""
+        groups = self._complete(self._providers.rows(batch, beat=BEAT), record, batch)
+        if record is not None and record.accounted_at is None:
+            groups = self._accounted(groups, record, batch, requested_by)
+        return Results(groups, status=status, keep_waiting=keep_waiting)
+
+    def _complete(self, groups: Groups, record: Record | None, batch: Batch) -> Groups:
+        # Rows are read after the request and its context have ended, so each query has a context of its own.
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+
+        def custom_ids() -> Iterator[Sequence[str]]:
+            for part in count():
+                with app.app_context():
+                    ids = self._manifests.custom_ids(record.uid, part) if record is not None else ()
+                if not ids:
+                    return
+                yield ids
+
+        promised = self._providers.adapter_of(batch.provider).promised(batch)
+        return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
+
+    def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+
+        def account(counted: TokenCount, rows: int) -> None:
+            kind = self._providers.kind_of(record.provider)
+            price = cost(counted.models, kind=kind, model=record.model, at=record.created_at)
+            with app.app_context():
+                usage = self._batches.account(
+                    record, counted.tokens, requested_by=requested_by, rows=rows, cost=price
+                )
+                if usage is not None:
+                    send(usage_recorded, usage=usage)
+
+        def try_to_account(counted: TokenCount, rows: int, damaged: int) -> None:
+            if damaged and not batch.settled:
+                logger.warning("batch %r: not accounted for yet, as %d rows are damaged", batch.id, damaged)
+                return
+            try:
+                account(counted, rows)
+            except Exception:
+                # The rows are all there, and must end as such: whoever reads them next accounts for them.
+                logger.exception("batch %r: its results are not accounted for yet", batch.id)
+
+        return accounted(groups, try_to_account)
+
+
+class _Came:
+    """What came of the requests of a batch.
+
+    Args:
+        awaited: The hashes of the ``custom_id``s of those that have no row yet; empty if they are not known.
+    """
+
+    def __init__(self, awaited: set[int]) -> None:
+        self.awaited = awaited
+        self.rows = self.failed = self.damaged = self.left_out = 0
+        self._known = bool(awaited)
+
+    def take(self, group: Sequence[Row]) -> Sequence[Row]:
+        """Count rows, and return those that are the first of a request."""
+        rows: list[Row] = []
+        for row in group:
+            if self._known:
+                try:
+                    self.awaited.remove(hash(row.custom_id))
+                except KeyError:
+                    self.left_out += 1
+                    self.damaged += row.error is UNREADABLE
+                    continue
+            rows.append(row)
+            if row.error is not None and row.error not in _RESULTS:
+                self.failed += 1
+        self.rows += len(rows)
+        return rows
+
+    def lacks(self, promised: tuple[int, int]) -> int:
+        """Say how many rows did not come that the provider said it has."""
+        results, rows = promised
+        return max(0, results - (self.rows - self.failed), rows - self.rows)
+
+
+# What a row with a result may have turned into on the way.
+_RESULTS = (UNREADABLE, TOO_LARGE)
+
+
 def each_once(
-    groups: Groups, *, batch_id: str, batch_status: str, parts: Callable[[], Iterable[Sequence[str]]]
+    groups: Groups,
+    *,
+    batch: Batch,
+    promised: tuple[int, int],
+    parts: Callable[[], Iterable[Sequence[str]]],
 ) -> Groups:
     """Give exactly one row for every request.
 
     Args:
         groups: What the provider gives: in any order, perhaps not all, perhaps some twice.
-        batch_id: Whose they are, for the log.
-        batch_status: Says why a request has no row.
+        batch: Whose they are.
+        promised: How many results, and how many rows, the provider has said that there are.
         parts: Gives all ``custom_id``s that went in, some at a time; nothing when they are not known.
+
+    Raises:
+        ProviderFailed: There are fewer: the download broke off, and nobody was told.
     """
     awaited = {hash(custom_id) for part in parts() for custom_id in part}
-    if not awaited:
-        yield from groups
-        return
-    strange = 0
+    known = bool(awaited)
+    came = _Came(awaited)
     for group in groups:
-        if group is None:
-            yield None
-            continue
-        rows = []
-        for row in group:
-            try:
-                awaited.remove(hash(row.custom_id))
-            except KeyError:
-                strange += 1
-            else:
-                rows.append(row)
-        yield rows
-    if strange:
+        yield None if group is None else came.take(group)
+        if came.left_out > _LEFT_OUT:
+            logger.warning("batch %r: more than %d rows are of no request of it", batch.id, _LEFT_OUT)
+            raise ProviderFailed("LLM provider error")
+    if came.left_out:
         logger.warning(
             "batch %r: %d rows are left out: of no request of it, or of one that has its row already",
-            batch_id,
-            strange,
+            batch.id,
+            came.left_out,
         )
-    if awaited:
-        error = NOT_EXECUTED.get(batch_status, _MISSING)
-        for part in parts():
-            yield [Row(custom_id, error=error) for custom_id in part if hash(custom_id) in awaited]
+    if known and not awaited:
+        return
+    lacking = came.lacks(promised)
+    if lacking > came.damaged:  # one that has lost its custom_id is there all the same
+        logger.warning("batch %r: the download broke off, %d rows before its end", batch.id, lacking)
+        raise ProviderFailed("LLM provider error")
+    error = UNREADABLE if lacking else NOT_EXECUTED.get(batch.status, MISSING)
+    for part in parts():
+        yield [Row(custom_id, error=error) for custom_id in part if hash(custom_id) in awaited]
 
 
-def accounted(groups: Groups, account: Callable[[TokenCount, int], None]) -> Groups:
-    """Pass rows on, and account for them when the last one has been taken: their tokens, and how many."""
-    count, rows = TokenCount(), 0
+def accounted(groups: Groups, account: Callable[[TokenCount, int, int], None]) -> Groups:
+    """Pass rows on, and account for them when the last one has been taken.
+
+    ``account`` is called with their tokens, how many they are, and how many of them are damaged.
+    """
+    counted, rows, damaged = TokenCount(), 0, 0
     for group in groups:
         for row in group or ():
             rows += 1
             if row.result is not None:
-                count.add(row.result)
+                counted.add(row.result)
+            else:
+                damaged += row.error is UNREADABLE
         yield group
-    account(count, rows)
+    account(counted, rows, damaged)

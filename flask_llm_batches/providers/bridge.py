@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Hashable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -28,11 +28,37 @@ T = TypeVar("T")
 _GRACE = 5.0
 
 
+# Errors cross as values: a task that raised is in a reference cycle with the frames that it left, and what
+# they hold stays until the garbage collector comes by. The same goes for a variable with the error in it.
+_Outcome = tuple[T | None, BaseException | None]
+
+
 class _End:
-    """Comes after the last item."""
+    """Comes after the last item, with what the source raised."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def take(self) -> _Outcome[None]:
+        error, self.error = self.error, None
+        return None, error
 
 
-_END = _End()
+async def _outcome(coroutine: Coroutine[Any, Any, T]) -> _Outcome[T]:
+    try:
+        return await coroutine, None
+    except Exception as error:  # noqa: BLE001  # the waiting thread raises it
+        return None, error
+
+
+def _value(outcome: _Outcome[T]) -> T:
+    value, error = outcome
+    if error is None:
+        return cast("T", value)
+    try:
+        raise error
+    finally:
+        del outcome, error
 
 
 async def _within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -96,25 +122,27 @@ class Bridge:
         Raises:
             TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
         """
-        future = asyncio.run_coroutine_threadsafe(_within(timeout, coroutine), self._running().loop)
+        future = asyncio.run_coroutine_threadsafe(_outcome(_within(timeout, coroutine)), self._running().loop)
         try:
-            return future.result(timeout + _GRACE)
+            return _value(future.result(timeout + _GRACE))
         except BaseException:
             future.cancel()
             raise
+        finally:
+            del future
 
     def run_shared(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Run what ``make`` gives, as ``run`` does; who comes with the same key meanwhile waits along."""
         shared = self._running().shared
 
-        async def join() -> T:
+        async def join() -> _Outcome[T]:
             task = shared.get(key)
             if task is None:
-                task = shared[key] = asyncio.create_task(_within(timeout, make()))
+                task = shared[key] = asyncio.create_task(_outcome(_within(timeout, make())))
                 task.add_done_callback(lambda done: _leave(shared, key, done))
-            return cast(T, await asyncio.shield(task))
+            return cast("_Outcome[T]", await asyncio.shield(task))
 
-        return self.run(join(), timeout + _GRACE)
+        return _value(self.run(join(), timeout + _GRACE))
 
     def part(self, key: Hashable) -> None:
         """Have nobody join what runs under a key now: what it asked about has changed."""
@@ -149,23 +177,27 @@ class Bridge:
         wanted = asyncio.Semaphore(0)
         current = self._running()
 
+        async def read() -> None:
+            async with aclosing(make()) as source:
+                while True:
+                    async with asyncio.timeout(timeout):
+                        item = await anext(source, None)
+                    if item is None:
+                        return
+                    items.put(item)
+                    await wanted.acquire()
+
         async def pump() -> None:
             task = asyncio.current_task()
             current.pumps.add(task)
             try:
-                async with aclosing(make()) as source:
-                    while True:
-                        async with asyncio.timeout(timeout):
-                            item = await anext(source, _END)
-                        if isinstance(item, _End):
-                            return
-                        items.put(item)
-                        await wanted.acquire()
+                _, error = await _outcome(read())
+                items.put(_End(error))
             finally:
                 current.pumps.discard(task)
 
         future = asyncio.run_coroutine_threadsafe(pump(), current.loop)
-        future.add_done_callback(lambda _: items.put(_END))
+        future.add_done_callback(lambda _: items.put(_End(CancelledError())))
         try:
             while True:
                 try:
@@ -174,7 +206,7 @@ class Bridge:
                     yield None
                     continue
                 if isinstance(item, _End):
-                    future.result()
+                    _value(item.take())
                     return
                 yield item
                 current.loop.call_soon_threadsafe(wanted.release)
@@ -231,36 +263,27 @@ def _threads_are_greenlets() -> bool:
 
 
 def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
-    # Errors travel as values: one that is raised through async_to_sync is part of a reference cycle with
-    # the thread that async_to_sync started, which then stays until the garbage collector comes by.
-    outcome: Future[tuple[T | None, BaseException | None]] = Future()
+    outcomes: queue.SimpleQueue[_Outcome[T]] = queue.SimpleQueue()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
-    async def caught() -> tuple[T | None, BaseException | None]:
+    async def caught() -> _Outcome[T]:
         if (task := asyncio.current_task()) is not None:
             running.append((asyncio.get_running_loop(), task))
-        try:
-            return await _within(timeout, function()), None
-        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
-            return None, error
+        return await _outcome(_within(timeout, function()))
 
     def work() -> None:
         try:
-            outcome.set_result(async_to_sync(caught)())
+            outcomes.put(async_to_sync(caught)())
         except BaseException as error:  # noqa: BLE001  # nothing but the loop itself has failed
-            outcome.set_exception(error)
+            outcomes.put((None, error))
 
     threading.Thread(target=work, name="llm-batches-transfer", daemon=True).start()
     try:
-        value, error = outcome.result(timeout + _GRACE)
-    except BaseException:
+        return _value(outcomes.get(timeout=timeout + _GRACE))
+    except BaseException as error:
         for loop, task in running:
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(task.cancel)
+        if isinstance(error, queue.Empty):
+            raise TimeoutError from None
         raise
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error
-    return cast(T, value)

@@ -7,33 +7,27 @@ host app must not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, suppress
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from flask_llm_batches.batch import Batch, Row
 from flask_llm_batches.config import ProviderSettings, Settings
 from flask_llm_batches.errors import (
     BatchNotComplete,
     BatchNotFound,
-    ConfigurationError,
     LLMBatchesError,
     ProviderFailed,
     ProviderTimeout,
     ResultsGone,
-    UnknownProvider,
-    UnsupportedProvider,
     ValidationFailed,
 )
 from flask_llm_batches.providers.adapters import Adapter, Page, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge
-from flask_llm_batches.providers.failures import Redactor, as_ours, status_of
+from flask_llm_batches.providers.entries import Entries
+from flask_llm_batches.providers.failures import as_ours, is_refusal
 from flask_llm_batches.providers.rows import read_rows
-
-if TYPE_CHECKING:
-    from any_llm import AnyLLM
 
 T = TypeVar("T")
 
@@ -66,19 +60,21 @@ class Providers:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._bridge = Bridge()
-        self._redact = Redactor(settings)
-        self._supported: dict[str, ProviderSettings] = {}
-        _check_kinds(settings)
-        _check_batch_args(settings)
+        self._entries = Entries(settings)
+        self._redact = self._entries.redact
 
     def name_of(self, name: str) -> str:
-        """Give a provider's name as it is configured, for any spelling of its case.
+        """Return the name of a provider that a caller named, as the record has it.
 
         Raises:
             UnknownProvider: There is none of that name.
             UnsupportedProvider: It has no batch API.
         """
-        return self._find(name).name
+        return self._entries.named(name).name
+
+    def has(self, name: str) -> bool:
+        """Return whether a provider is in the settings."""
+        return self._entries.has(name)
 
     def check(self, name: str) -> None:
         """Find out whether a provider can be called, without calling it.
@@ -87,13 +83,13 @@ class Providers:
             ProviderNotConfigured: It has no key.
         """
         try:
-            self._kept(self._find(name))
+            self._kept(self._entries.of(name))
         except Exception as error:  # noqa: BLE001  # whatever an SDK raises
             raise as_ours(error, provider=name, call="check", redact=self._redact) from None
 
     def adapter_of(self, name: str) -> type[Adapter]:
         """Give the class that knows what a provider takes."""
-        return adapter_class(self._find(name).kind)
+        return adapter_class(self._entries.of(name).kind)
 
     def submit(self, provider: str, spool: Path, submission: Submission) -> Batch:
         """Hand in a batch, once: nothing here or below sends it again.
@@ -110,25 +106,30 @@ class Providers:
             return await adapter.create(uploaded, submission)
 
         try:
-            found = self._find(provider)
+            found = self._entries.of(provider)
             if adapter_class(found.kind).streams_upload:
                 return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
             return self._apart(found, submit)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
             ours = as_ours(error, provider=provider, call="create", redact=self._redact)
+            maybe_created = creating and not is_refusal(error)
+            if maybe_created and not isinstance(ours, ProviderTimeout):
+                ours = ProviderFailed("LLM provider error")  # a 409, say: it must not look like a refusal
             ours.should_retry = not isinstance(ours, (ProviderFailed, ProviderTimeout))
-            # An answer below 500 is a refusal; without one, or after a 5xx, there may be a batch.
-            status = status_of(error)
-            raise SubmitFailed(ours, maybe_created=creating and (status is None or status >= 500)) from None
+            raise SubmitFailed(ours, maybe_created=maybe_created) from None
 
     def retrieve(self, provider: str, batch_id: str) -> Batch:
         """Ask after a batch; simultaneous questions after the same one are asked once."""
         return self._control(
-            provider, "retrieve", lambda adapter: adapter.retrieve(batch_id), batch_id, shared=True
+            provider,
+            "retrieve",
+            lambda adapter: _that(batch_id, adapter.retrieve(batch_id)),
+            batch_id,
+            shared=True,
         )
 
-    def retrieve_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Batch | None]:
-        """Ask after batches, several at a time; None for those that give no answer soon.
+    def retrieve_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Batch | BatchNotFound | None]:
+        """Ask after batches, several at a time; None for those of which there is no answer soon.
 
         Args:
             wanted: The provider and the id of each.
@@ -138,21 +139,21 @@ class Providers:
         adapters: dict[str, Adapter] = {}
         for provider, _ in wanted:
             try:
-                adapters[provider] = self._kept(self._find(provider))
+                adapters[provider] = self._kept(self._entries.of(provider))
             except Exception as error:  # noqa: BLE001  # it is not configured any more, or not as it was
                 as_ours(error, provider=provider, call="list", redact=self._redact)
 
-        async def ask(provider: str, batch_id: str) -> Batch | None:
+        async def ask(provider: str, batch_id: str) -> Batch | BatchNotFound | None:
             if provider not in adapters:
                 return None
             try:
                 async with asyncio.timeout(min(_SOON, self._settings.timeout)), turns:
-                    return await adapters[provider].retrieve(batch_id)
+                    return await _that(batch_id, adapters[provider].retrieve(batch_id))
             except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
-                as_ours(error, provider=provider, call="list", redact=self._redact, batch_id=batch_id)
-                return None
+                ours = as_ours(error, provider=provider, call="list", redact=self._redact, batch_id=batch_id)
+                return ours if isinstance(ours, BatchNotFound) else None
 
-        async def ask_all() -> list[Batch | None]:
+        async def ask_all() -> list[Batch | BatchNotFound | None]:
             return await asyncio.gather(*(ask(*one) for one in wanted))
 
         with suppress(TimeoutError):
@@ -162,12 +163,14 @@ class Providers:
 
     def kind_of(self, provider: str) -> str:
         """Give any-llm's name of a provider."""
-        return self._find(provider).kind
+        return self._entries.of(provider).kind
 
     def cancel(self, provider: str, batch_id: str) -> Batch:
         """Ask for a batch to be cancelled."""
         try:
-            return self._control(provider, "cancel", lambda adapter: adapter.cancel(batch_id), batch_id)
+            return self._control(
+                provider, "cancel", lambda adapter: _that(batch_id, adapter.cancel(batch_id)), batch_id
+            )
         finally:
             self._bridge.part((provider, batch_id))
 
@@ -180,7 +183,11 @@ class Providers:
         try:
             return self._control(provider, "list", lambda adapter: adapter.list(after, limit), after)
         except BatchNotFound:
-            raise ValidationFailed({"after": ["Not the id of a batch in this list."]}) from None
+            raise ValidationFailed.of("Not the id of a batch in this list.", "after") from None
+
+    def page(self, provider: str, cursor: str | None, *, limit: int) -> tuple[Page, str | None]:
+        """Return the next page of a walk over all batches, and the cursor of the one after it."""
+        return self._control(provider, "list", lambda adapter: adapter.page(cursor, limit))
 
     def rows(self, batch: Batch, *, beat: float) -> Iterator[Sequence[Row] | None]:
         """Give the rows of a batch that has ended, some at a time; None after ``beat`` silent seconds.
@@ -191,9 +198,8 @@ class Providers:
             BatchNotComplete: any-llm gives none of a batch of this status.
             ResultsGone: There are none any more.
         """
-        provider, batch_id = batch.provider, batch.id
         try:
-            found = self._find(provider)
+            found = self._entries.of(batch.provider)
             if not adapter_class(found.kind).streams_results:
                 yield from _in_groups(self._apart(found, lambda adapter: adapter.results(batch)))
                 return
@@ -202,15 +208,18 @@ class Providers:
                 lambda: adapter.download(batch), beat=beat, timeout=self._settings.transfer_timeout
             )
             with closing(download):
-                yield from read_rows(download, adapter, batch)
+                yield from read_rows(download, adapter, batch, beat=beat)
         except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
-            if type(error).__name__ == "BatchNotCompleteError":
-                status = str(getattr(error, "batch_status", "unknown"))
-                raise BatchNotComplete(batch_id, status=status, provider=provider) from None
-            ours = as_ours(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
-            if isinstance(ours, BatchNotFound):  # the batch was there a moment ago
-                ours = ResultsGone(batch_id, provider=provider)
-            raise ours from None
+            raise self._no_rows(error, batch) from None
+
+    def _no_rows(self, error: Exception, batch: Batch) -> LLMBatchesError:
+        provider, batch_id = batch.provider, batch.id
+        if type(error).__name__ == "BatchNotCompleteError":
+            status = str(getattr(error, "batch_status", "unknown"))
+            return BatchNotComplete(batch_id, status=status, provider=provider)
+        ours = as_ours(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
+        # The batch was there a moment ago.
+        return ResultsGone(batch_id, provider=provider) if isinstance(ours, BatchNotFound) else ours
 
     def _control(
         self,
@@ -222,7 +231,7 @@ class Providers:
         shared: bool = False,
     ) -> T:
         try:
-            adapter = self._kept(self._find(provider))
+            adapter = self._kept(self._entries.of(provider))
             if shared:
                 return self._bridge.run_shared(
                     (provider, batch_id), lambda: ask(adapter), self._settings.timeout
@@ -235,7 +244,7 @@ class Providers:
 
     def _apart(self, provider: ProviderSettings, work: Callable[[Adapter], Coroutine[Any, Any, T]]) -> T:
         async def with_client_of_its_own() -> T:
-            adapter = self._adapter(provider)
+            adapter = self._entries.adapter(provider)
             try:
                 return await work(adapter)
             finally:
@@ -244,94 +253,24 @@ class Providers:
         return self._bridge.run_apart(with_client_of_its_own, self._settings.transfer_timeout)
 
     def _kept(self, provider: ProviderSettings) -> Adapter:
-        return self._bridge.keep(provider.name, lambda: self._adapter(provider), Adapter.close)
+        return self._bridge.keep(provider.name, lambda: self._entries.adapter(provider), Adapter.close)
 
-    def _adapter(self, provider: ProviderSettings) -> Adapter:
-        return adapter_class(provider.kind)(
-            self._client(provider), provider.name, self._redact, provider.batch_args
-        )
 
-    def _client(self, provider: ProviderSettings) -> AnyLLM:
-        from any_llm import AnyLLM
-        from any_llm.exceptions import UnsupportedParameterError
+async def _that(batch_id: str, answer: Awaitable[Batch]) -> Batch:
+    """Return the batch that was asked for.
 
-        arguments: dict[str, Any] = {
-            "api_key": provider.api_key,
-            "api_base": provider.api_base,
-            "unified_exceptions": True,
-            **provider.client_args,
-        }
-        try:
-            # An SDK that repeats a create makes two batches.
-            return AnyLLM.create(provider.kind, max_retries=0, **arguments)
-        except UnsupportedParameterError:
-            return AnyLLM.create(provider.kind, **arguments)  # Mistral's, which repeats nothing by itself
-
-    def _find(self, name: str) -> ProviderSettings:
-        wanted = name.strip().lower()
-        if (found := self._supported.get(wanted)) is not None:
-            return found
-        configured = self._settings.providers
-        if configured is not None and wanted not in configured:
-            raise UnknownProvider(
-                f"Unknown provider '{name}': this server has "
-                + ", ".join(sorted(entry.name for entry in configured.values())),
-                param="provider",
-            )
-        provider = configured[wanted] if configured is not None else ProviderSettings(wanted, wanted)
-        self._check_support(provider, asked_for=name)
-        self._supported[wanted] = provider
-        return provider
-
-    def _check_support(self, provider: ProviderSettings, *, asked_for: str) -> None:
-        from any_llm import AnyLLM
-        from any_llm.exceptions import UnsupportedProviderError
-
-        try:
-            kind = AnyLLM.get_provider_class(provider.kind)
-        except UnsupportedProviderError:
-            raise UnknownProvider(f"Unknown provider '{asked_for}'", param="provider") from None
-        except ImportError as error:
-            needed = ImportError(f"{error}; pip install 'any-llm-sdk[{provider.kind}]'")
-            raise as_ours(needed, provider=provider.name, call="import", redact=self._redact) from None
-        if not kind.SUPPORTS_BATCH:
-            raise UnsupportedProvider(
-                f"Provider '{provider.name}' does not support batch operations", param="provider"
-            )
-        self._redact.learn(kind.ENV_API_KEY_NAME)
+    Raises:
+        BatchNotFound: The id was spelled in another way than the batch's.
+        ValueError: The answer is another batch.
+    """
+    batch = await answer
+    if batch.id == batch_id:
+        return batch
+    if batch.id.casefold() == batch_id.casefold():
+        raise BatchNotFound(f"Batch '{batch_id}' not found")
+    raise ValueError(f"the answer is batch {batch.id}")
 
 
 def _in_groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     for start in range(0, len(rows), _GROUP):
         yield rows[start : start + _GROUP]
-
-
-def _check_kinds(settings: Settings) -> None:
-    """Find misspelt providers at start-up, in any-llm's folder: importing it would take two seconds."""
-    spec = find_spec("any_llm")
-    folder = (
-        Path(spec.submodule_search_locations[0], "providers")
-        if spec and spec.submodule_search_locations
-        else None
-    )
-    if folder is None or not folder.is_dir():
-        return
-    registry = folder / "registry.py"
-    in_registry = registry.read_text(encoding="utf-8") if registry.is_file() else ""
-    for provider in (settings.providers or {}).values():
-        if not (folder / provider.kind).is_dir() and f'"{provider.kind}"' not in in_registry:
-            raise ConfigurationError(
-                f"LLM_BATCHES_PROVIDERS[{provider.name!r}]: any-llm has no provider {provider.kind!r}; "
-                'an entry with a name of its own says which one it is: {"provider": "openai", ...}'
-            )
-
-
-def _check_batch_args(settings: Settings) -> None:
-    for provider in (settings.providers or {}).values():
-        known = adapter_class(provider.kind).known_args
-        for argument in provider.batch_args:
-            if known is not None and argument not in known:
-                raise ConfigurationError(
-                    f"LLM_BATCHES_PROVIDERS[{provider.name!r}]['batch_args'] must not have {argument!r}: "
-                    f"{provider.kind} takes {', '.join(sorted(known))} only"
-                )

@@ -37,13 +37,18 @@ _STATUS_OF = {
     "GatewayTimeoutError": 504,
 }
 
+# After one of these there is no batch. After any other answer, or none, there may be one.
+_REFUSALS = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
+
+# A run of letters, digits, dashes and underscores is looked at from its beginning only: from every dash on,
+# a long one would take hours.
 _KEY_SHAPED = re.compile(
     r"""\b(?:sk|pk|rk|gsk|xai|ghp|hf)[-_][-_.*A-Za-z0-9]{8,}
     | \bAIza[-_A-Za-z0-9]{16,} | \bAKIA[A-Z0-9]{12,} | \bya29\.\S+
-    | \beyJ[-_A-Za-z0-9]+\.[-_A-Za-z0-9]+(?:\.[-_A-Za-z0-9]+)?
+    | (?<![-_A-Za-z0-9])eyJ[-_A-Za-z0-9]+\.[-_A-Za-z0-9]+(?:\.[-_A-Za-z0-9]+)?
     | (?<=Bearer\s)\S+
     # Any other long run of letters and digits, but for the ids of batches, files, requests and UUIDs.
-    | \b(?!(?:batch|msgbatch|file|req|resp)[-_])(?![0-9a-f]{8}-[0-9a-f]{4}-)
+    | (?<![-_A-Za-z0-9])(?!(?:batch|msgbatch|file|req|resp)[-_])(?![0-9a-f]{8}-[0-9a-f]{4}-)
       (?=[A-Za-z_-]*[0-9])(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]{32,}
     """,
     re.VERBOSE,
@@ -52,29 +57,56 @@ _KEY_SHAPED = re.compile(
 # A proxy's error page is no message.
 _LONGEST_TEXT = 2000
 
+# A key that the end cuts would not be seen as one, so this much more is looked at, or the longest secret.
+_MARGIN = 4000
+
+# Nothing but digits or an HTTP date goes on into a header of ours.
+_RETRY_AFTER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|[A-Z][a-z]{2,8}, [A-Za-z0-9: -]{8,40}")
+
 # Shorter values are words ("eu", "test"): taking them out would tell where they stand.
 _SHORTEST_SECRET = 6
 
 
 class Redactor:
-    """Takes keys out of text: every configured value, and whatever is shaped like a key."""
+    """Takes keys out of text: every configured value, and whatever is shaped like a key.
+
+    Of a long text only the beginning is returned.
+    """
 
     def __init__(self, settings: Settings) -> None:
         secrets = set(_strings(settings.master_key))
         for provider in (settings.providers or {}).values():
             secrets.update(_strings(provider.api_key))
             secrets.update(_strings(provider.client_args))
-        self._configured = secrets
-        self._from_environment: set[str] = set()
+        self._secrets = secrets
 
     def learn(self, variable: str) -> None:
         """Take out the value of an environment variable, too."""
-        self._from_environment.update(_strings(os.environ.get(variable)))
+        self._secrets.update(_strings(os.environ.get(variable)))
 
     def __call__(self, text: str) -> str:
-        for secret in sorted(self._configured | self._from_environment, key=len, reverse=True):
-            text = text.replace(secret, REDACTED)
-        return _KEY_SHAPED.sub(REDACTED, text)
+        secrets = tuple(self._secrets)  # other threads may learn one meanwhile
+        text = text[: _LONGEST_TEXT + max(_MARGIN, *map(len, secrets))]
+        kept, at = [], 0
+        for start, end in sorted(_found(text, secrets)):
+            if start >= _LONGEST_TEXT:
+                break
+            if start >= at:
+                kept += [text[at:start], REDACTED]
+            at = max(at, end)
+        kept.append(text[at:_LONGEST_TEXT])
+        return "".join(kept)
+
+
+def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Say where keys begin and end."""
+    for secret in secrets:
+        start = text.find(secret)
+        while start >= 0:
+            yield start, start + len(secret)
+            start = text.find(secret, start + 1)
+    for match in _KEY_SHAPED.finditer(text):
+        yield match.span()
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -105,13 +137,23 @@ def as_ours(
         return error
     original = getattr(error, "original_exception", None) or error
     status = status_of(error)
-    text = redact(_text(original))[:_LONGEST_TEXT]
+    text = redact(_text(original))
+    _forget_frames(error)
     kind = f"{status} {type(original).__name__}" if status else type(original).__name__
-    logger.warning("%s at provider %r failed: %s: %s", call, provider, kind, text)
+    cause = original.__cause__
+    reason = text if cause is None else redact(f"{text} ({type(cause).__name__}: {cause})")
+    # What others wrote is quoted: a line feed in it would begin a line of its own.
+    logger.warning("%s at provider %r failed: %s: %r", call, provider, kind, reason)
     if isinstance(error, TimeoutError) or "Timeout" in type(original).__name__:
         return ProviderTimeout(f"Provider '{provider}' did not answer in time")
-    if isinstance(error, ImportError) or type(error).__name__ == "MissingApiKeyError":
-        return ProviderNotConfigured(f"Provider '{provider}' is not configured on this server")
+    if isinstance(error, ImportError):
+        return ProviderNotConfigured(
+            f"Provider '{provider}' cannot be called from this server: its package is not installed"
+        )
+    if type(error).__name__ == "MissingApiKeyError":
+        return ProviderNotConfigured(
+            f"Provider '{provider}' cannot be called from this server: it has no key"
+        )
     if status == 404 and batch_id is not None:
         return BatchNotFound(f"Batch '{batch_id}' not found")
     if status in (400, 409, 413, 422):
@@ -123,10 +165,36 @@ def as_ours(
     return ProviderFailed("LLM provider error")
 
 
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an exception and of those behind it.
+
+    A frame with the exception in a variable is in a reference cycle with it, and holds connections and rows
+    until the garbage collector comes by.
+    """
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__, getattr(one, "original_exception", None))
+
+
 def status_of(error: Exception) -> int | None:
     """Give the HTTP status that a provider answered; None if it gave no answer."""
     original = getattr(error, "original_exception", None) or error
     return _status(original) or _STATUS_OF.get(type(error).__name__)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Say whether what a create raised means for certain that there is no batch."""
+    original = getattr(error, "original_exception", None)
+    status = _status(original or error)
+    if status is not None:
+        return status in _REFUSALS
+    # any-llm itself; what it makes of another's error is a guess by words.
+    return original is None and type(error).__name__ in ("InvalidRequestError", "UnsupportedParameterError")
 
 
 def _status(error: object) -> int | None:
@@ -162,7 +230,6 @@ def _retry_after(*errors: Any) -> str | None:
             # Mistral's SDK has the headers at the error itself.
             headers = getattr(getattr(error, "response", error), "headers", None)
             value = headers.get("retry-after") if isinstance(headers, Mapping) else None
-        # Nothing but digits or an HTTP date goes on into a header of ours.
-        if value is not None and re.fullmatch(r"[\w ,:.+-]{1,64}", str(value)):
+        if value is not None and _RETRY_AFTER.fullmatch(str(value)):
             return str(value)
     return None

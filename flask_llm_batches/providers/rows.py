@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import msgspec
 
-from flask_llm_batches.batch import Batch, Row, RowError
+from flask_llm_batches.batch import LONGEST_ROW, TOO_LARGE, UNREADABLE, Batch, Row
 from flask_llm_batches.jsonl import Lines
 from flask_llm_batches.providers.adapters import Adapter
+from flask_llm_batches.untrusted import check_text
 
-_UNREADABLE = RowError("unreadable", "The provider's row for this request is damaged")
+# What may come that is no request's row: blank lines, lines of nobody, and what is too much of a long one.
+_JUNK_BYTES, _JUNK_LINES = 64 * 1024 * 1024, 10_000
 
 # The escapes of JSON strings; the group is half a character, which a model's answer may end with.
 _ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
@@ -22,45 +25,59 @@ _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 
 def read_rows(
-    download: Iterable[bytes | None], adapter: Adapter, batch: Batch
+    download: Iterable[bytes | None], adapter: Adapter, batch: Batch, *, beat: float
 ) -> Iterator[Sequence[Row] | None]:
-    """Give the rows of a download as its lines come, and None where it does.
+    """Give the rows of a download as its lines come, and None after ``beat`` seconds without one.
 
     Raises:
-        ValueError: No line is about a request.
+        ValueError: No line is about a request, or too much is about none.
     """
-    lines = Lines()
+    lines = Lines(LONGEST_ROW)
     nameless: list[Row] | None = []  # until there is a row of a request
+    junk_bytes = junk_lines = 0
+    heard = time.monotonic()
     for chunk in chain(download, (b"\n",)):
-        if chunk is None:
-            yield None
-            continue
-        rows = [_row(line, adapter, batch) for line in lines.feed(chunk) if line.strip()]
+        rows = []
+        for line in lines.feed(chunk or b""):
+            if line.strip():
+                row = _row(line, adapter, batch)
+                rows.append(row)
+                if row.custom_id:
+                    continue
+                junk_lines += 1
+            junk_bytes += len(line) + 1
+        if junk_bytes + lines.cut > _JUNK_BYTES or junk_lines > _JUNK_LINES:
+            raise ValueError("the answer has too much that is no row of a request")
         if nameless is not None:
             nameless += rows
-            if not any(row.custom_id for row in rows):
-                continue
-            rows, nameless = nameless, None
-        if rows:
-            yield rows
+            named = any(row.custom_id for row in rows)
+            rows, nameless = (nameless, None) if named else ([], nameless)
+        if rows or chunk is None or time.monotonic() - heard >= beat:
+            yield rows or None
+            heard = time.monotonic()
     if nameless:  # a page of a proxy's, say: then nothing is known of any request
         raise ValueError("the answer has no rows")
 
 
 def _row(line: bytes, adapter: Adapter, batch: Batch) -> Row:
     try:
-        str(line, "utf-8")  # what is handed on as it came is not decoded, and so not checked
+        if len(line) > LONGEST_ROW:
+            return Row(_custom_id(line), error=TOO_LARGE)
+        check_text(line)  # what is passed on as it came is not decoded, and so not checked
         try:
             return adapter.row(line, batch)
         except ValueError:  # msgspec's errors are ValueErrors
             return adapter.row(_ESCAPE.sub(_mended, line), batch)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a row of another shape, too
-        found = _CUSTOM_ID.search(line)
-        try:
-            custom_id = msgspec.json.decode(found[1], type=str) if found else ""
-        except ValueError:
-            custom_id = ""
-        return Row(custom_id, error=_UNREADABLE)
+        return Row(_custom_id(line), error=UNREADABLE)
+
+
+def _custom_id(line: bytes) -> str:
+    found = _CUSTOM_ID.search(line)
+    try:
+        return msgspec.json.decode(found[1], type=str) if found else ""
+    except ValueError:
+        return ""
 
 
 def _mended(escape: re.Match[bytes]) -> bytes:

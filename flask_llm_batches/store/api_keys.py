@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from flask_llm_batches.store.models import ApiKeyRow
+from flask_llm_batches.store.models import ApiKey, ApiKeyRow
 from flask_llm_batches.store.store import Store, transaction
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What is kept of a built-in key; ``ApiKeyRow`` says what each column is."""
-
-    id: int
-    prefix: str
-    owner: str
-    admin: bool
-    created_at: int
-    revoked_at: int | None
-
 
 _API_KEY = select(*(getattr(ApiKeyRow, name) for name in ApiKey.__slots__))
 _FIND_API_KEY = _API_KEY.where(ApiKeyRow.key_hash == bindparam("key_hash"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from flask_llm_batches.store import sessions
@@ -20,7 +22,7 @@ class Database(Protocol):
     def engine(self) -> Engine:
         """Give the engine that the record is kept on; called inside an app context."""
 
-    def end_reads(self) -> None:
+    def release_connection(self) -> None:
         """Give the connection back that the host's session has only read on; called inside an app context."""
 
 
@@ -45,13 +47,16 @@ class HostDatabase:
         sessions.watch(db.session)
 
     def engine(self) -> Engine:
-        engine: Engine = self._db.engines[self._bind_key]
+        engines: dict[str | None, Engine] = self._db.engines
+        if self._bind_key not in engines:  # the extension warned of it
+            raise ArgumentError(f"LLM_BATCHES_BIND_KEY {self._bind_key!r} is no key of SQLALCHEMY_BINDS")
+        engine = engines[self._bind_key]
         if self._metadata.schema:
             return engine.execution_options(schema_translate_map={None: self._metadata.schema})
         return engine
 
-    def end_reads(self) -> None:
-        sessions.end_reads(self._db.session())
+    def release_connection(self) -> None:
+        sessions.release_connection(self._db.session())
 
 
 class FileDatabase:
@@ -72,12 +77,14 @@ class FileDatabase:
             if engine is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 engine = self._engines[os.getpid()] = self._open()
+                weakref.finalize(self, _dispose, os.getpid(), engine)
             return engine
 
-    def end_reads(self) -> None:
+    def release_connection(self) -> None:
         pass
 
     def _open(self) -> Engine:
+        self._path.touch(mode=0o600)  # a new one is the app's alone; what SQLite puts beside it has its mode
         engine = create_engine(f"sqlite:///{self._path}", connect_args={"timeout": 30})
 
         @event.listens_for(engine, "connect")
@@ -92,3 +99,8 @@ class FileDatabase:
                 for index in table.indexes:
                     connection.execute(CreateIndex(index, if_not_exists=True))
         return engine
+
+
+def _dispose(pid: int, engine: Engine) -> None:
+    if pid == os.getpid():
+        engine.dispose()

@@ -3,57 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import Batch
-from flask_llm_batches.store.models import IdempotencyRow
+from flask_llm_batches.store.models import IdempotencyKey, IdempotencyRow
 from flask_llm_batches.store.store import Store, transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """An ``Idempotency-Key`` that was used before; ``IdempotencyRow`` says what each column is."""
-
-    key_hash: str
-    fingerprint: str
-    batch_uid: str
-    answer: dict[str, Any] | None
-    created_at: int
 
 
 class KeyUsed(Exception):
     """An ``Idempotency-Key`` was used before."""
 
 
-_USE = select(*(getattr(IdempotencyRow, name) for name in Use.__slots__))
+_KEY = select(*(getattr(IdempotencyRow, name) for name in IdempotencyKey.__slots__))
 
 
-class Uses(Store):
+class IdempotencyKeys(Store):
     """The keys that were used in one app."""
 
     @transaction
-    def find(self, connection: Connection, key_hash: str) -> Use | None:
+    def find(self, connection: Connection, key_hash: str) -> IdempotencyKey | None:
         """Find the use of an ``Idempotency-Key``."""
-        query = _USE.where(IdempotencyRow.key_hash == key_hash)
+        query = _KEY.where(IdempotencyRow.key_hash == key_hash)
         row = connection.execute(query).first()
-        return None if row is None else Use(*row)
+        return None if row is None else IdempotencyKey(*row)
 
     @transaction
-    def forget(self, connection: Connection, use: Use) -> None:
+    def forget(self, connection: Connection, key: IdempotencyKey) -> None:
         """Let an ``Idempotency-Key`` be used anew, unless it has been meanwhile."""
         gone = delete(IdempotencyRow).where(
-            IdempotencyRow.key_hash == use.key_hash, IdempotencyRow.batch_uid == use.batch_uid
+            IdempotencyRow.key_hash == key.key_hash, IdempotencyRow.batch_uid == key.batch_uid
         )
         connection.execute(gone)
-
-    @transaction
-    def forget_all(self, connection: Connection, *, before: int) -> None:
-        """Let every ``Idempotency-Key`` be used anew that was first used before then."""
-        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
 
 
 def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at: int) -> None:

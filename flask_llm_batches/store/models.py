@@ -1,10 +1,11 @@
-"""The tables. Times are Unix seconds, as on the wire."""
+"""The tables, and the frozen records of their rows. Times are Unix seconds, as on the wire."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint, text
 from sqlalchemy.dialects.mysql import MEDIUMBLOB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -17,6 +18,16 @@ _BINARY = {
 
 # Constraints and indexes stand in __table_args__: those of a column's flags would get names, or none, from
 # the host's metadata, and a later migration could not address them.
+
+UNSETTLED = "state IN ('submitting', 'unknown')"
+"""The condition of the batches of which nobody knows whether they are at the provider."""
+
+
+def _few(*columns: str, where: str) -> Index:
+    """Return an index of the few rows that meet a condition; MariaDB, which has no such indexes, has all."""
+    condition = text(where)
+    return Index(None, *columns, sqlite_where=condition, postgresql_where=condition)
+
 
 # SQLite counts up only a column of the very type INTEGER.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
@@ -34,8 +45,20 @@ class Base(DeclarativeBase):
     )
 
 
-class BatchRow(Base):
-    """A batch that we were asked to make.
+class Leased:
+    """What a row has that one process at a time works on; ``store/leases.py`` has the rules.
+
+    Attributes:
+        lease_token: Whose the lease is, or was last.
+        lease_until: When the lease ends, unless its holder extends it; null when nobody works on the row.
+    """
+
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_until: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class BatchRow(Leased, Base):
+    """A batch that we were asked to make. Its lease is held by the process that submits it.
 
     Attributes:
         id: Counts up: the order of lists.
@@ -43,13 +66,17 @@ class BatchRow(Base):
         provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
         batch_id: The provider's id; null until the provider accepted.
         state: ``submitting``, ``accepted``, ``failed`` (there is no batch) or ``unknown`` (there may be one).
+            The submit of an unknown one was given up at ``lease_until``, and so was that of a submitting
+            one whose lease has ended.
         owner: Who may see it.
         model: The model of its requests, without the provider.
         requests: How many requests went in.
-        status: The provider's status as last seen; null until the provider accepted.
-        snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, what was asked for.
+        status: The provider's status as last seen. Before that, ``validating``; then ``failed`` for a batch
+            that was looked for and is not there, and null for one that the provider refused.
+        snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, with an id of ours.
         created_at: When it was asked for.
         refreshed_at: When a list last asked the provider after it; null until then.
+        missing_since: When the provider first said that it has no such batch; null if it has shown it since.
         accounted_at: When its results went into the usage; null until then.
     """
 
@@ -59,7 +86,9 @@ class BatchRow(Base):
         UniqueConstraint("provider", "batch_id"),
         Index(None, "owner", "id"),
         Index(None, "batch_id"),
-        Index(None, "state"),
+        Index(None, "status", "id"),
+        _few("state", "owner", where=UNSETTLED),
+        _few("accounted_at", "owner", where="accounted_at IS NULL"),
         _BINARY,
     )
 
@@ -75,7 +104,45 @@ class BatchRow(Base):
     snapshot: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[int] = mapped_column(BigInteger)
     refreshed_at: Mapped[int | None] = mapped_column(BigInteger)
+    missing_since: Mapped[int | None] = mapped_column(BigInteger)
     accounted_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of ``BatchRow``, which documents each column."""
+
+    id: int
+    uid: str
+    provider: str
+    batch_id: str | None
+    state: str
+    owner: str
+    model: str
+    requests: int
+    status: str | None
+    snapshot: dict[str, Any]
+    created_at: int
+    refreshed_at: int | None
+    missing_since: int | None
+    accounted_at: int | None
+    lease_token: str | None
+    lease_until: int | None
+
+
+class ProviderRow(Leased, Base):
+    """A provider whose list of batches was searched. Its lease is held by the process that does so.
+
+    Attributes:
+        name: Its name in ``LLM_BATCHES_PROVIDERS``.
+        searched_at: When the last search began that has ended; null until then.
+    """
+
+    __tablename__ = "llm_batches_provider"
+    __table_args__ = (_BINARY,)
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    searched_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ManifestRow(Base):
@@ -153,6 +220,17 @@ class IdempotencyRow(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A row of ``IdempotencyRow``, which documents each column."""
+
+    key_hash: str
+    fingerprint: str
+    batch_uid: str
+    answer: dict[str, Any] | None
+    created_at: int
+
+
 class ApiKeyRow(Base):
     """A built-in API key; the key itself is shown once and kept nowhere.
 
@@ -174,3 +252,15 @@ class ApiKeyRow(Base):
     admin: Mapped[bool]
     created_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A row of ``ApiKeyRow``, which documents each column. The hash stays in the database."""
+
+    id: int
+    prefix: str
+    owner: str
+    admin: bool
+    created_at: int
+    revoked_at: int | None

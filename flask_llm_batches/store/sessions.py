@@ -26,6 +26,16 @@ class _Watch:
     def __init__(self, transaction: SessionTransaction) -> None:
         self.transaction = weakref.ref(transaction)
         self.only_reads = True
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def start(self, connection: Connection) -> None:
+        if connection not in self._connections:  # a savepoint begins on the same
+            self._connections.add(connection)
+            event.listen(connection, "before_cursor_execute", self.look)
+
+    def stop(self) -> None:
+        while self._connections:
+            event.remove(self._connections.pop(), "before_cursor_execute", self.look)
 
     def look(self, _connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
         self.only_reads = self.only_reads and _only_reads(statement)
@@ -36,15 +46,16 @@ def _only_reads(statement: str) -> bool:
 
 
 def watch(sessions: scoped_session[Any]) -> None:
-    """Have ``end_reads`` know what the sessions say from now on."""
+    """Have ``release_connection`` know what the sessions say from now on."""
     # Several apps may share one db. SQLAlchemy itself knows its listeners' targets by their addresses, which
     # come again.
     if sessions not in _watched:
         _watched.add(sessions)
         event.listen(sessions, "after_begin", _begin)
+        event.listen(sessions, "after_transaction_end", _end)
 
 
-def end_reads(session: Session) -> None:
+def release_connection(session: Session) -> None:
     """End the transaction of a session if it has only read; when in doubt, leave it alone.
 
     What was loaded stays in the session, and is loaded again when somebody looks at it.
@@ -65,4 +76,11 @@ def _begin(session: Session, transaction: SessionTransaction, connection: Connec
     if watched is None or watched.transaction() is not outermost:
         watched = session.info[_WATCH] = _Watch(outermost)
     # On the connection: a session's own events miss what is said on session.connection().
-    event.listen(connection, "before_cursor_execute", watched.look)
+    watched.start(connection)
+
+
+def _end(session: Session, transaction: SessionTransaction) -> None:
+    # A session may be bound to a connection, which stays when the transaction ends.
+    watched: _Watch | None = session.info.get(_WATCH)
+    if watched is not None and watched.transaction() is transaction:
+        watched.stop()

@@ -8,11 +8,14 @@ import re
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, func
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from flask_llm_batches.errors import RecordUnavailable
 from flask_llm_batches.store.database import Database
@@ -23,7 +26,15 @@ logger = logging.getLogger(__name__)
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 # https://mariadb.com/kb/en/mariadb-error-codes/
 _GIVEN_UP = {"40P01", 1213, "40001", 1020}
+
+# What they say when others held a lock for too long, and MariaDB of a connection that somebody killed.
+_LOCKED = {"55P03", 1205}
+_KILLED = {1927}
+
 _ATTEMPTS, _PAUSE = 10, 0.05
+
+# Seconds for which a transaction is tried again whose loss would cost a batch.
+_PATIENCE = 20
 
 # In SQLite's, PostgreSQL's and MariaDB's words.
 _HINTS = (
@@ -38,9 +49,24 @@ _HINTS = (
 )
 
 
+class _SameLength(FunctionElement[bool]):
+    inherit_cache = True
+
+
+@compiles(_SameLength)
+def _always(*_: object, **__: object) -> str:
+    return "1 = 1"  # a condition of the lengths misleads PostgreSQL's planner
+
+
+@compiles(_SameLength, "mysql", "mariadb")
+def _compared(element: _SameLength, compiler: SQLCompiler, **options: Any) -> str:
+    lengths = (func.char_length(text) for text in element.clauses)
+    return " = ".join(compiler.process(length, **options) for length in lengths)
+
+
 def is_owned(column: InstrumentedAttribute[str], owner: str) -> ColumnElement[bool]:
     """Compare the owner of rows; to MariaDB, ``ada`` is ``ada `` as well."""
-    return and_(column == owner, func.char_length(column) == len(owner))
+    return and_(column == owner, _SameLength(column, owner))
 
 
 S = TypeVar("S", bound="Store")
@@ -48,26 +74,55 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+class CommitUnknown(RecordUnavailable):
+    """The connection broke during the commit: nobody knows whether the transaction happened."""
+
+
+Method = Callable[Concatenate[S, Connection, P], T]
+
+
+def transaction(method: Method[S, P, T]) -> Callable[Concatenate[S, P], T]:
     """Run a method in a transaction of its own, whose connection it gets.
 
-    It runs again when the database gave it up for the sake of another: InnoDB's deadlocks are no mistake of
-    anybody's, and where the host's engine is serializable, every claim may be asked to come again.
+    It runs again if the database gave it up for the sake of another: InnoDB's deadlocks are no mistake of
+    anybody's, and where the host's engine is serializable, every claim may be asked to come again. It also
+    runs again if its connection turned out to be dead before the commit.
     """
+    return _in_transaction(method, patience=0)
 
+
+def patient_transaction(method: Method[S, P, T]) -> Callable[Concatenate[S, P], T]:
+    """Run a method as ``transaction`` does, and for some seconds whatever else stands in its way.
+
+    That is a locked database, one that cannot be reached, and a connection that broke during the commit. The
+    method must do nothing when it has happened already.
+    """
+    return _in_transaction(method, patience=_PATIENCE)
+
+
+def _in_transaction(method: Method[S, P, T], *, patience: float) -> Callable[Concatenate[S, P], T]:
     @wraps(method)
     def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        left = _ATTEMPTS
+        left, deadline = _ATTEMPTS, time.monotonic() + patience
         while True:
+            connected = committing = False
             try:
-                with self._database.engine().begin() as connection:
-                    return method(self, connection, *args, **kwargs)
+                with self._database.engine().connect() as connection, connection.begin():
+                    connected = True
+                    result = method(self, connection, *args, **kwargs)
+                    committing = True
             except (SQLAlchemyError, OSError) as error:  # the latter of a folder that cannot be made
                 left -= 1
-                if not (left and _is_given_up(error)):
-                    raise _unavailable(error) from None
+                disconnected = _is_disconnect(error)
+                again = left > 0 and (_is_given_up(error) or (disconnected and connected and not committing))
+                if not again and time.monotonic() < deadline and isinstance(error, SQLAlchemyError):
+                    again = disconnected or not connected or _is_locked(error)
+                if not again:
+                    raise _unavailable(error, CommitUnknown if committing else RecordUnavailable) from None
+            else:
+                return result
             # Several lose at once, and would meet again.
-            longest = _PAUSE * 2 ** min(_ATTEMPTS - left, 5)
+            longest = _PAUSE * 2 ** min(_ATTEMPTS - max(left, 0), 5)
             time.sleep(random.uniform(0, longest))  # noqa: S311  # nothing is kept secret by it
 
     return run
@@ -83,17 +138,28 @@ class Store:
         self._database = database
 
 
-def _is_given_up(error: Exception) -> bool:
+def _codes(error: Exception) -> set[object]:
     orig = getattr(error, "orig", None)
-    codes = (getattr(orig, "sqlstate", None), getattr(orig, "pgcode", None), *getattr(orig, "args", ())[:1])
-    return not _GIVEN_UP.isdisjoint(codes)
+    return {getattr(orig, "sqlstate", None), getattr(orig, "pgcode", None), *getattr(orig, "args", ())[:1]}
 
 
-def _unavailable(error: Exception) -> RecordUnavailable:
+def _is_given_up(error: Exception) -> bool:
+    return not _GIVEN_UP.isdisjoint(_codes(error))
+
+
+def _is_disconnect(error: Exception) -> bool:
+    return getattr(error, "connection_invalidated", False) or not _KILLED.isdisjoint(_codes(error))
+
+
+def _is_locked(error: Exception) -> bool:
+    return "database is locked" in str(getattr(error, "orig", "")) or not _LOCKED.isdisjoint(_codes(error))
+
+
+def _unavailable(error: Exception, kind: type[RecordUnavailable]) -> RecordUnavailable:
     # The statement and its parameters stay out of the log: they hold what callers sent.
     # PostgreSQL quotes both in the lines after the first.
     reason = getattr(error, "orig", None) or error
     text = str(reason).partition("\n")[0]
     hint = next((hint for pattern, hint in _HINTS if pattern.search(text)), "")
     logger.error("the record of batches is unavailable: %s: %s%s", type(reason).__name__, text, hint)
-    return RecordUnavailable("The record of batches is unavailable. Try again later.")
+    return kind("The record of batches is unavailable. Try again later.")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, select
 
-from flask_llm_batches.store.models import UsageRow
+from flask_llm_batches.batch import FINISHED
+from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.store.models import BatchRow, Record, UsageRow
 from flask_llm_batches.store.store import Store, is_owned, transaction
-
-if TYPE_CHECKING:
-    from flask_llm_batches.store.records import Record
 
 Usage = dict[str, Any]
 """The columns of a ``UsageRow`` that was written; its cost as a ``Decimal`` of US dollars."""
@@ -32,12 +31,14 @@ class UsageSum(NamedTuple):
     """Usage summed up.
 
     Attributes:
-        group: Whose; for a day its first second.
+        group: Whose; for a day its first second, for a batch the provider's id.
         batches: How many were created.
         requests: How many were in them.
         prompt_tokens: Of their results, as far as those were fetched; cached tokens are part of them.
-        cost: In US dollars, of those whose price is known.
+        cost: In US dollars, of those whose price is known; None if there are none.
         unpriced: How many batches' results have no price that is known.
+        unfetched: How many of the batches are known to have ended with results that nobody has read to the
+            end. Their tokens and cost are not in these sums yet.
     """
 
     group: str | int
@@ -47,18 +48,28 @@ class UsageSum(NamedTuple):
     completion_tokens: int
     cached_tokens: int
     total_tokens: int
-    cost: Decimal
+    cost: Decimal | None
     unpriced: int
+    unfetched: int
 
 
+MAX_EVENTS = 20_000
+"""The number of creates and results of which there can be sums by batch."""
+
+GROUPS = ("owner", "model", "provider", "day", "batch")
+"""What usage can be grouped by."""
+
+_WITH_RESULTS = FINISHED - {"failed"}
 _NANO = 10**9  # costs are kept as whole numbers, which every database sums up exactly
+_UNIT = 10**9
 _SUMMED = ("prompt_tokens", "completion_tokens", "cached_tokens", "total_tokens", "cost")
-_GROUPS: dict[str | None, ColumnElement[Any]] = {
-    None: literal(""),
-    "owner": UsageRow.owner.expression,
-    "model": UsageRow.model.expression,
-    "provider": UsageRow.provider.expression,
-    "day": UsageRow.created_at - UsageRow.created_at % 86_400,
+_NAMED = {"owner": UsageRow.owner, "model": UsageRow.model, "provider": UsageRow.provider}
+_GROUPS: dict[str | None, Sequence[Any]] = {
+    None: [literal("")],
+    # To MariaDB "ada" is "ada " as well.
+    **{name: [column, func.char_length(column)] for name, column in _NAMED.items()},
+    "day": [UsageRow.created_at - UsageRow.created_at % 86_400],
+    "batch": [BatchRow.batch_id, UsageRow.batch_uid],
 }
 
 
@@ -77,37 +88,79 @@ class UsageSums(Store):
     ) -> Sequence[UsageSum]:
         """Sum up what happened at ``since`` or later and before ``until``, group by group in their order.
 
-        They are by ``owner``, ``model``, ``provider`` or ``day``; None gives one sum.
+        They are by ``owner``, ``model``, ``provider``, ``day`` or ``batch``, of which the oldest come first;
+        None gives one sum.
+
+        Raises:
+            ValidationFailed: ``group_by`` is none of these, or there are more than ``MAX_EVENTS`` to be
+                summed up by batch.
         """
+        if group_by not in (None, *GROUPS):
+            raise ValidationFailed.of(f"Must be one of: {', '.join(GROUPS)}.", "group_by")
         group = _GROUPS[group_by]
-        conditions: list[ColumnElement[bool]] = [UsageRow.event.in_(("create", "results"))]
-        if owner is not None:
-            conditions.append(is_owned(UsageRow.owner, owner))
+        made, results = UsageRow.event == "create", UsageRow.event == "results"
+        conditions: list[ColumnElement[bool]] = []
         if since is not None:
             conditions.append(UsageRow.created_at >= since)
         if until is not None:
             conditions.append(UsageRow.created_at < until)
-        created, results = UsageRow.event == "create", UsageRow.event == "results"
+        ended = [*conditions, made, BatchRow.accounted_at.is_(None), BatchRow.status.in_(_WITH_RESULTS)]
+        conditions.append(UsageRow.event.in_(("create", "results")))
+        if owner is not None:
+            conditions.append(is_owned(UsageRow.owner, owner))
+            ended.append(is_owned(BatchRow.owner, owner))  # of the batch, whose index has few
         query = select(
-            group,
-            func.count(case((created, 1))),
-            func.coalesce(func.sum(case((created, UsageRow.requests))), 0),
-            *(func.coalesce(func.sum(getattr(UsageRow, name)), 0) for name in _SUMMED),
+            *group,
+            func.count(case((made, 1))),
+            func.coalesce(func.sum(case((made, UsageRow.requests))), 0),
             func.count(case((and_(results, UsageRow.cost.is_(None)), 1))),
+            *(part for name in _SUMMED for part in _parts(connection, getattr(UsageRow, name))),
         ).where(*conditions)
+        unfetched = (
+            select(*group, func.count())
+            .select_from(BatchRow)
+            .join(UsageRow, BatchRow.uid == UsageRow.batch_uid)
+            .where(*ended)
+        )
+        if group_by == "batch":
+            events = select(func.count()).select_from(UsageRow).where(*conditions)
+            if connection.execute(events).scalar_one() > MAX_EVENTS:
+                raise ValidationFailed.of("Too many batches to be listed: name a shorter time.", "since")
+            query = query.join(BatchRow, BatchRow.uid == UsageRow.batch_uid)
         if group_by is not None:
-            # To MariaDB "ada" is "ada " as well.
-            apart = () if group_by == "day" else (func.char_length(group),)
-            query = query.group_by(group, *apart).order_by(group, *apart)
-        rows = connection.execute(query).all()
+            query = query.group_by(*group)
+            query = query.order_by(*([func.min(UsageRow.id)] if group_by == "batch" else group))
+            unfetched = unfetched.group_by(*group)
+        waiting = {tuple(row[:-1]): row[-1] for row in connection.execute(unfetched)}
+        width = len(group)
         return [
-            UsageSum._make((group, *map(int, sums), Decimal(int(cost)) / _NANO, unpriced))
-            for group, *sums, cost, unpriced in rows
+            _usage_sum(row[0], *row[width:], unfetched=waiting.get(tuple(row[:width]), 0))
+            for row in connection.execute(query)
         ]
 
 
-def use(connection: Connection, record: Record, event: str, **values: Any) -> Usage:
-    """Write a row of usage, and give its columns."""
+def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
+    """Sum up a column, in units and in what is left of one."""
+    if connection.dialect.name == "sqlite":  # whose sums end at 64 bits, with an error
+        return func.sum(column // _UNIT), func.sum(column % _UNIT)
+    return literal(0), func.sum(column)
+
+
+def _usage_sum(
+    group: str | int, batches: int, requests: int, unpriced: int, *parts: Any, unfetched: int
+) -> UsageSum:
+    *tokens, cost = (
+        None if rest is None else int(units) * _UNIT + int(rest)
+        for units, rest in zip(parts[::2], parts[1::2], strict=True)
+    )
+    price = None if cost is None else Decimal(cost) / _NANO
+    return UsageSum._make(
+        (group, batches, int(requests), *(number or 0 for number in tokens), price, unpriced, unfetched)
+    )
+
+
+def insert_usage(connection: Connection, record: Record, event: str, **values: Any) -> Usage:
+    """Insert a row of usage and return its columns."""
     used = {
         "event": event,
         "batch_uid": record.uid,
@@ -121,3 +174,11 @@ def use(connection: Connection, record: Record, event: str, **values: Any) -> Us
     stored = used if cost is None else used | {"cost": int((cost * _NANO).to_integral_value())}
     connection.execute(insert(UsageRow).values(stored))
     return used
+
+
+def find_usage(connection: Connection, record: Record, event: str) -> Usage | None:
+    """Return the columns of a batch's row of usage, as ``insert_usage`` does; None if there is none."""
+    columns = [column for column in UsageRow.__table__.columns if column.name != "id"]
+    query = select(*columns).where(UsageRow.batch_uid == record.uid, UsageRow.event == event)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else {name: value for name, value in row.items() if value is not None}

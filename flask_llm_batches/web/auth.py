@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 from flask.typing import ResponseReturnValue
 
-from flask_llm_batches.core.service import current_llm_batches
+from flask_llm_batches.current import current_llm_batches
 from flask_llm_batches.errors import LLMBatchesError, Unauthenticated
 from flask_llm_batches.principal import Principal
 
-Authenticator = Callable[[], Principal | None]
+Authenticator = Callable[[], Principal | Awaitable[Principal | None] | None]
 
-
-ErrorHandler = Callable[[LLMBatchesError, Response], ResponseReturnValue]
+ErrorHandler = Callable[[LLMBatchesError, Response], ResponseReturnValue | Awaitable[ResponseReturnValue]]
 
 
 @dataclass(slots=True)
@@ -31,7 +30,8 @@ class Hooks:
 MASTER_OWNER = "master-key"
 """The owner of what is made with the master key and names no ``user``."""
 
-_KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
+KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
+"""Where keys may stand, besides ``Authorization``; the first header that is present decides."""
 
 
 def authenticate(authenticator: Authenticator | None) -> None:
@@ -41,7 +41,7 @@ def authenticate(authenticator: Authenticator | None) -> None:
         Unauthenticated: Nobody says who.
     """
     principal = _by_host(authenticator)
-    current_llm_batches.end_reads()
+    current_llm_batches.release_connection()
     g.llm_batches_principal = principal or _by_key()
     if g.llm_batches_principal is None:
         raise Unauthenticated("Missing or invalid credentials")
@@ -54,7 +54,7 @@ def caller() -> Principal:
 
 
 def _by_host(authenticator: Authenticator | None) -> Principal | None:
-    principal = authenticator() if authenticator is not None else None
+    principal = None if authenticator is None else current_app.ensure_sync(authenticator)()
     if principal is not None and not isinstance(principal, Principal):
         raise TypeError(
             "the authenticator of flask-llm-batches must return a Principal or None, "
@@ -75,7 +75,7 @@ def _by_key() -> Principal | None:
 
 def _presented_key() -> str | None:
     """Give the key that the caller shows; the first header that is present decides."""
-    for name in _KEY_HEADERS:
+    for name in KEY_HEADERS:
         if (value := request.headers.get(name)) is not None:
             scheme, _, key = value.partition(" ")
             return key.strip() if scheme.lower() == "bearer" and key else value

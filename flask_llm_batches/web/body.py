@@ -11,6 +11,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from flask_llm_batches.errors import UnsupportedMediaType, ValidationFailed
 
 _CHUNK = 1 << 16
+_MAX_MEMBERS = 20_000  # empty ones are 20 bytes each; bgzip makes one of 64 KiB
 
 
 def read_body() -> Iterator[bytes]:
@@ -53,20 +54,24 @@ def _receive() -> bytes:
 def _gunzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
     unpack = zlib.decompressobj(wbits=31)
     begun = False
+    members = 1
     try:
         for chunk in chunks:
             packed = chunk
             while packed:
                 if unpack.eof:  # another member follows
                     unpack = zlib.decompressobj(wbits=31)
+                    members += 1
+                    if members > _MAX_MEMBERS:
+                        raise ValidationFailed.of(f"The body has more than {_MAX_MEMBERS} gzip members.")
                 # No more than so much at a time: a few bytes may stand for gigabytes.
                 yield unpack.decompress(packed, _CHUNK)
                 packed = unpack.unconsumed_tail or unpack.unused_data
                 begun = True
     except zlib.error:
-        raise ValidationFailed({"_schema": ["The body is not gzip, as its Content-Encoding says."]}) from None
+        raise ValidationFailed.of("The body is not gzip, as its Content-Encoding says.") from None
     if begun and not unpack.eof:
-        raise ValidationFailed({"_schema": ["The body ends before its gzip does."]})
+        raise ValidationFailed.of("The body ends before its gzip does.")
 
 
 def _within_limit(chunks: Iterator[bytes], limit: int | None) -> Iterator[bytes]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
+from flask import Flask, Response, request
 
 from flask_llm_batches.core.idempotency import HEADER
-from flask_llm_batches.web.schemas import (
+from flask_llm_batches.jsonl import NDJSON
+from flask_llm_batches.web.responses import json_response
+from flask_llm_batches.web.schemas.batches import (
     BatchListSchema,
     BatchQuerySchema,
     BatchSchema,
     CheckedSchema,
     CreateBatchSchema,
     CreateQuerySchema,
-    ErrorSchema,
     ListQuerySchema,
-    ResultsQuerySchema,
-    ResultsSchema,
-    UsageQuerySchema,
-    UsageSchema,
 )
-from flask_llm_batches.web.stream import NDJSON
+from flask_llm_batches.web.schemas.errors import ErrorSchema
+from flask_llm_batches.web.schemas.results import ResultsQuerySchema, ResultsSchema
+from flask_llm_batches.web.schemas.usage import UsageQuerySchema, UsageSchema
+
+_PATH = "/openapi.json"
 
 _ERRORS = {
     400: "`invalid_model`, `unknown_provider` or `provider_rejected`, the last in the provider's words",
@@ -65,7 +68,8 @@ _ID = {
     "name": "batch_id",
     "in": "path",
     "required": True,
-    "description": "The provider's id. Slashes in it may be raw or percent-encoded.",
+    "description": "The provider's id, or the one that a batch is listed with before it has one. "
+    "Slashes in it may be raw or percent-encoded.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 512},
 }
 
@@ -93,10 +97,24 @@ _LINES_QUERY = [
 _IDEMPOTENCY_KEY = {
     "name": HEADER,
     "in": "header",
-    "description": "The same create with the same key gives the same batch, for a day.",
+    "description": "The same create with the same key gives the same batch.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 _ROWS = _of_lines("A `Row` each, and blank ones; when it was interrupted the last one is an `Error`.")
+
+
+def openapi() -> Response:
+    prefix = request.path.rstrip("/").removesuffix(_PATH)
+    response = json_response(document(prefix, server=request.script_root or "/"))
+    response.headers["Cache-Control"] = "public, max-age=300"
+    return response
+
+
+def mounted_at(app: Flask) -> Iterator[str]:
+    """Yield the paths under which the endpoints of an app are, in the order of their registration."""
+    for rule in app.url_map.iter_rules():
+        if app.view_functions.get(rule.endpoint) is openapi:
+            yield rule.rule.removesuffix(_PATH)
 
 
 @lru_cache(maxsize=8)

@@ -16,13 +16,10 @@ import msgspec
 from flask_llm_batches.batch import Row
 from flask_llm_batches.core.results import BEAT, Results
 from flask_llm_batches.errors import LLMBatchesError
-from flask_llm_batches.web.schemas import dump_error
+from flask_llm_batches.web.errors import dump_error
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-NDJSON = ("application/x-ndjson", "application/jsonl")
-"""What lines of JSON are called, by those who send them and those who ask for them."""
 
 _encoder = msgspec.json.Encoder()
 

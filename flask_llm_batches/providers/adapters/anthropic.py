@@ -13,7 +13,17 @@ import msgspec
 
 from flask_llm_batches.batch import NOT_EXECUTED, Batch, Row
 from flask_llm_batches.errors import ValidationFailed
-from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission, Unsuitable, carried, said
+from flask_llm_batches.providers.adapters.base import (
+    Adapter,
+    Page,
+    Submission,
+    Unsuitable,
+    carried,
+    read_reason,
+    said,
+)
+from flask_llm_batches.providers.downloads import ACCEPTED, unpacked
+from flask_llm_batches.untrusted import TooMany, read_array, read_object, small
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -23,6 +33,7 @@ CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 _BATCHES = "/v1/messages/batches"
 _HEAD, _TAIL = b'{"requests":[', b"]}"
 _CHUNK = 1 << 18
+_AS_IT_COMES = {"X-Stainless-Raw-Response": "stream"}  # what with_streaming_response says to the SDK's client
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -44,16 +55,14 @@ _FINISH_REASONS = {
     "tool_use": "tool_calls",
 }
 
+_FAILED = ("errored", "canceled", "expired")
 _GIVEN_UP = {"expired": NOT_EXECUTED["expired"], "canceled": NOT_EXECUTED["cancelled"]}
-
-
-_Turn = dict[str, msgspec.Raw]
 
 
 class _Outcome(msgspec.Struct):
     type: str
     message: msgspec.Raw = msgspec.Raw(b"null")
-    error: Any = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Line(msgspec.Struct):
@@ -66,13 +75,14 @@ class _Usage(msgspec.Struct):
     output_tokens: int = 0
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    cache_creation: Any = None
 
 
 class _Message(msgspec.Struct):
     id: str
     model: str
-    content: list[msgspec.Raw]
-    usage: _Usage
+    content: msgspec.Raw
+    usage: msgspec.Raw
     stop_reason: str | None = None
 
 
@@ -85,13 +95,20 @@ class _Block(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-_decode_turns = msgspec.json.Decoder(list[_Turn]).decode
+class _Turn(msgspec.Struct, gc=False):
+    role: msgspec.Raw = msgspec.Raw(b"null")
+    content: msgspec.Raw = msgspec.Raw(b"null")
+
 
 _SYSTEM = (msgspec.Raw(b'"system"'), msgspec.Raw(b'"developer"'))
 _NULL = msgspec.Raw(b"null")
+_NO_MESSAGES = msgspec.Raw(b"[]")
+_MAX_ITEMS = 100_000  # of messages, as Anthropic's own limit is, and of the blocks of one
+_decode_turn = msgspec.json.Decoder(_Turn).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_block = msgspec.json.Decoder(_Block).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
 class AnthropicAdapter(Adapter):
@@ -104,6 +121,7 @@ class AnthropicAdapter(Adapter):
     # https://platform.claude.com/docs/en/build-with-claude/batch-processing
     max_requests: ClassVar[int | None] = 100_000
     max_bytes: ClassVar[int | None] = 256 * 1024 * 1024
+    api_base_has_version: ClassVar[bool | None] = False
     known_args: ClassVar[frozenset[str] | None] = frozenset({"extra_headers"})
     streams_upload: ClassVar[bool] = True
     streams_results: ClassVar[bool] = True
@@ -116,9 +134,9 @@ class AnthropicAdapter(Adapter):
     @classmethod
     def check(cls, submission: Submission) -> None:
         if submission.endpoint not in (CHAT, MESSAGES):
-            raise ValidationFailed({"endpoint": [f"Must be one of: {CHAT}, {MESSAGES}."]})
+            raise ValidationFailed.of(f"Must be one of: {CHAT}, {MESSAGES}.", "endpoint")
         if submission.completion_window != "24h":
-            raise ValidationFailed({"completion_window": ["Must be 24h."]})
+            raise ValidationFailed.of("Must be 24h.", "completion_window")
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
@@ -137,28 +155,29 @@ class AnthropicAdapter(Adapter):
         answer = await self._client.post(
             _BATCHES, content=_json_body(spool), options={"headers": headers}, cast_to=object
         )
-        return self._message_batch(answer)
+        return self._batch(answer)
 
     async def retrieve(self, batch_id: str) -> Batch:
-        return self._message_batch(
-            await self._client.get(f"{_BATCHES}/{quote(batch_id, safe='')}", cast_to=object)
-        )
+        return self._batch(await self._client.get(_path(batch_id), cast_to=object))
 
     async def cancel(self, batch_id: str) -> Batch:
-        return self._message_batch(
-            await self._client.post(f"{_BATCHES}/{quote(batch_id, safe='')}/cancel", cast_to=object)
-        )
+        return self._batch(await self._client.post(f"{_path(batch_id)}/cancel", cast_to=object))
 
     async def list(self, after: str | None, limit: int) -> Page:
         parameters: dict[str, object] = {"limit": limit} | ({"after_id": after} if after else {})
-        answer: Any = await self._client.get(_BATCHES, options={"params": parameters}, cast_to=object)
-        return Page([self._message_batch(data) for data in answer["data"]], has_more=answer["has_more"])
+        answer = await self._client.get(_BATCHES, options={"params": parameters}, cast_to=object)
+        return self._page(answer, limit)
 
     async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
-        # The SDK would decode every line three times over; the bytes under its decoder are public.
-        results = await self._client.messages.batches.results(batch.id)
+        # The SDK's own call decodes every line three times over, and goes wherever the batch says that its
+        # results are, with the key.
+        results: Any = await self._client.get(
+            f"{_BATCHES}/{quote(batch.id, safe='')}/results",
+            options={"headers": {**ACCEPTED, "Accept": "application/binary", **_AS_IT_COMES}},
+            cast_to=object,
+        )
         try:
-            async for chunk in results.http_response.aiter_bytes():
+            async for chunk in unpacked(results.http_response):
                 yield chunk
         finally:
             await results.close()
@@ -172,31 +191,46 @@ class AnthropicAdapter(Adapter):
         given_up = _GIVEN_UP.get(entry.result.type)
         if given_up is not None:
             return Row(entry.custom_id, error=given_up)
-        error = said(entry.result.error)
+        error = said(read_reason(entry.result.error))
         return Row(entry.custom_id, error=self.row_error(error.get("type"), error.get("message")))
 
-    def _message_batch(self, data: Any) -> Batch:
-        counts = data["request_counts"]
-        status = {"in_progress": "in_progress", "canceling": "cancelling"}.get(data["processing_status"])
-        if status is None:
+    def _batch(self, answer: Any) -> Batch:
+        if not isinstance(answer, dict):
+            return self._read(answer)  # which says that it is none
+        counts = answer.get("request_counts")
+        count = {name: _count(counts, name) for name in ("processing", "succeeded", *_FAILED)}
+        status = answer.get("processing_status")
+        if status == "ended":
             # As OpenAI says it of a batch of which not all was executed.
-            status = "cancelled" if counts["canceled"] else "expired" if counts["expired"] else "completed"
-        times = {f"{status}_at": data.get("ended_at"), "cancelling_at": data.get("cancel_initiated_at")}
-        moments = {"created_at": data["created_at"], "expires_at": data.get("expires_at"), **times}
-        failed = counts["errored"] + counts["canceled"] + counts["expired"]
+            status = "cancelled" if count["canceled"] else "expired" if count["expired"] else "completed"
+        elif status == "canceling":
+            status = "cancelling"
+        failed = sum(count[name] for name in _FAILED)
         return self._read(
             {
-                "id": data["id"],
+                "id": answer.get("id"),
                 "status": status,
                 "completion_window": "24h",
                 "request_counts": {
-                    "total": counts["processing"] + counts["succeeded"] + failed,
-                    "completed": counts["succeeded"],
+                    "total": count["processing"] + count["succeeded"] + failed,
+                    "completed": count["succeeded"],
                     "failed": failed,
                 },
-                **{name: _seconds(moment) for name, moment in moments.items() if moment is not None},
+                f"{status}_at": _seconds(answer.get("ended_at")),
+                "cancelling_at": _seconds(answer.get("cancel_initiated_at")),
+                "created_at": _seconds(answer.get("created_at")),
+                "expires_at": _seconds(answer.get("expires_at")),
             }
         )
+
+
+def _path(batch_id: str) -> str:
+    return f"{_BATCHES}/{quote(batch_id, safe='')}"
+
+
+def _count(counts: object, name: str) -> int:
+    count = counts.get(name) if isinstance(counts, dict) else None
+    return count if type(count) is int else 0
 
 
 async def _json_body(spool: Path) -> AsyncGenerator[bytes, None]:
@@ -211,8 +245,11 @@ async def _json_body(spool: Path) -> AsyncGenerator[bytes, None]:
     yield _TAIL
 
 
-def _seconds(moment: str) -> int:
-    return int(datetime.fromisoformat(moment).timestamp())
+def _seconds(moment: object) -> int | None:
+    try:
+        return int(datetime.fromisoformat(str(moment)).timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _params(body: dict[str, msgspec.Raw]) -> dict[str, Any]:
@@ -222,38 +259,47 @@ def _params(body: dict[str, msgspec.Raw]) -> dict[str, Any]:
         raise Unsuitable(needed, "body", "max_tokens", parameter=False)
     if "stop_sequences" in params and bytes(memoryview(params["stop_sequences"])[:1]) == b'"':
         params["stop_sequences"] = [params["stop_sequences"]]
-    _move_system(params)
+    try:
+        _move_system(params)
+    except TooMany as error:
+        raise Unsuitable(str(error), "body", "messages", parameter=False) from None
     return params
 
 
 def _move_system(params: dict[str, Any]) -> None:
-    """Move the system messages, which come first, to where Anthropic takes them."""
+    """Move the system messages, which come first, to where Anthropic takes them.
+
+    Raises:
+        TooMany: There are very many messages, or parts of one.
+        Unsuitable: Anthropic takes no such system messages.
+    """
     try:
-        turns = _decode_turns(params.get("messages", b"[]"))
+        messages = read_array(params.get("messages", _NO_MESSAGES), _MAX_ITEMS)
+        turns = [_decode_turn(message) for message in messages]
     except msgspec.DecodeError:
         return  # Anthropic says what is wrong with them
     leading = 0
     for index, turn in enumerate(turns):
-        if turn.get("role") not in _SYSTEM:
+        if turn.role not in _SYSTEM:
             continue
         at = ("body", "messages", index)
         if index != leading:
             raise Unsuitable("Anthropic takes system messages only before all others.", *at)
-        for name in turn.keys() - {"role", "content"}:
+        for name in read_object(messages[index]).keys() - {"role", "content"}:
             raise Unsuitable("Not part of a system message at Anthropic.", *at, name)
         leading += 1
     if not leading:
         return
     if "system" in params:
         raise Unsuitable("Given twice: as a message, too.", "body", "system")
-    contents = [turn.get("content", _NULL) for turn in turns[:leading]]
+    contents = [turn.content for turn in turns[:leading]]
     params["system"] = contents[0] if leading == 1 else [block for raw in contents for block in _blocks(raw)]
-    params["messages"] = turns[leading:]
+    params["messages"] = messages[leading:]
 
 
 def _blocks(content: msgspec.Raw) -> list[Any]:
     try:
-        return msgspec.json.decode(content, type=list[msgspec.Raw])
+        return list(read_array(content, _MAX_ITEMS))
     except msgspec.ValidationError:  # text
         return [{"type": "text", "text": content}]
 
@@ -265,7 +311,7 @@ def _completion(raw: msgspec.Raw) -> msgspec.Raw:
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     more: dict[str, Any] = {}
-    for raw_block in message.content:
+    for raw_block in read_array(message.content, _MAX_ITEMS):
         block = _decode_block(raw_block)
         if block.type == "text":
             text.append(block.text)
@@ -287,7 +333,7 @@ def _completion(raw: msgspec.Raw) -> msgspec.Raw:
         "created": 0,
         "model": message.model,
         "choices": [{"index": 0, "message": said, "logprobs": None, "finish_reason": finish_reason}],
-        "usage": _usage(message.usage),
+        "usage": _usage(_decode_usage(small(message.usage))),
     }
     return msgspec.Raw(msgspec.json.encode(completion))
 
@@ -296,9 +342,12 @@ def _usage(used: _Usage) -> dict[str, Any]:
     # Anthropic counts what it read from and wrote to its cache beside the input, OpenAI as part of it.
     read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
     prompt = used.input_tokens + read + written
+    # Anthropic's own, for what costs more: tokens that its cache keeps for an hour.
+    more = {"cache_creation": used.cache_creation} if isinstance(used.cache_creation, dict) else {}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": used.output_tokens,
         "total_tokens": prompt + used.output_tokens,
         "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+        **more,
     }

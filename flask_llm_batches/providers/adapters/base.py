@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
 from flask_llm_batches.batch import Batch, Row, RowError
+from flask_llm_batches.errors import ResultsGone
+from flask_llm_batches.providers.http import guard
+from flask_llm_batches.untrusted import SMALL, size
 
 if TYPE_CHECKING:
     from any_llm import AnyLLM
@@ -84,7 +87,12 @@ class _Line(msgspec.Struct, gc=False):
 
     custom_id: str
     response: _Response | None = None
-    error: Any = None
+    error: msgspec.Raw = _NULL
+
+
+def read_reason(error: msgspec.Raw) -> Any:
+    """Return what a provider says of a failed request, if it is not absurdly long."""
+    return msgspec.json.decode(error) if size(error) <= SMALL else "The provider's reason is too long"
 
 
 def said(body: object) -> Mapping[str, Any]:
@@ -105,28 +113,45 @@ class Adapter:
     Attributes:
         max_requests: How many requests the provider takes in a batch, if it says so.
         max_bytes: How many bytes they may have.
+        api_base_has_version: Whether the version of the API, such as ``/v1``, is part of an ``api_base``, or
+            the SDK adds it; None if it is not known.
         known_args: Which ``batch_args`` a create takes; None for those that the SDK's does.
         keeps_metadata: Whether a batch comes back with the metadata that it was made with.
         streams_upload: Whether a submit reads the spool as it goes. Otherwise an SDK holds the whole of it
             and is busy with it for seconds, so it runs apart from everybody's status calls.
         streams_results: Whether results come by ``download`` and ``row``. Otherwise an SDK makes one list of
             them, apart from everybody's status calls, and they come by ``results``.
+        leaves_files: Whether results are the files that the batch names.
     """
 
     max_requests: ClassVar[int | None] = None
     max_bytes: ClassVar[int | None] = None
+    api_base_has_version: ClassVar[bool | None] = None
     known_args: ClassVar[frozenset[str] | None] = None
     keeps_metadata: ClassVar[bool] = False
     streams_upload: ClassVar[bool] = False
     streams_results: ClassVar[bool] = False
+    leaves_files: ClassVar[bool] = False
 
     def __init__(
         self, llm: AnyLLM, provider: str, redact: Callable[[str], str], batch_args: Mapping[str, Any]
     ) -> None:
         self.llm = llm
+        guard(self.http_client)
         self.provider = provider
         self.redact = redact
         self.batch_args = batch_args
+
+    @classmethod
+    def client_args(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments of any-llm's client: those given, and what it cannot be told later."""
+        return given
+
+    @property
+    def http_client(self) -> Any:
+        """The httpx client of the SDK; None where it cannot be reached."""
+        # Most SDKs are made by Stainless, and have it there.
+        return getattr(getattr(self.llm, "client", None), "_client", None)
 
     @classmethod
     def check(cls, submission: Submission) -> None:
@@ -166,6 +191,25 @@ class Adapter:
             )
         )
 
+    @classmethod
+    def is_final(cls, batch: Batch) -> bool:
+        """Say whether nothing about a batch that has ended changes any more."""
+        # Failed rows may stand in the output file, so the lack of the other keeps no results back.
+        _, failed = _counted(batch)
+        return not (cls.leaves_files and failed and not batch.error_file_id) or batch.settled
+
+    @classmethod
+    def promised(cls, batch: Batch) -> tuple[int, int]:
+        """Say how many results a batch that has ended has for certain, and how many rows of any kind."""
+        if not cls.streams_results:
+            return 0, 0  # SDKs leave some out
+        completed, failed = _counted(batch)
+        if cls.leaves_files:
+            completed = completed if batch.output_file_id else 0
+            # What was not executed is counted as failed, too, and need not have a row.
+            failed = failed if batch.error_file_id and batch.status == "completed" else 0
+        return completed, completed + failed
+
     async def retrieve(self, batch_id: str) -> Batch:
         """Ask after a batch."""
         return self._batch(await self.llm.aretrieve_batch(batch_id))
@@ -179,9 +223,30 @@ class Adapter:
         batches = [self._batch(batch) for batch in await self.llm.alist_batches(after=after, limit=limit)]
         return Page(batches, has_more=len(batches) >= limit)
 
+    async def page(self, cursor: str | None, limit: int) -> tuple[Page, str | None]:
+        """Return the next page of a walk over all batches, and the cursor of the one after it.
+
+        Args:
+            cursor: What came with the page before; None for the first page.
+            limit: The length of the page.
+        """
+        page = await self.list(cursor, limit)
+        return page, page.batches[-1].id if page.batches else None
+
     def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
         """Give the lines of the results as they come, cut into chunks anywhere."""
         raise NotImplementedError
+
+    @staticmethod
+    def files(batch: Batch) -> Sequence[str]:
+        """Return the ids of the files that have the rows.
+
+        Raises:
+            ResultsGone: There is none, though there are results.
+        """
+        if batch.status == "completed" and _counted(batch)[0] and not batch.output_file_id:
+            raise ResultsGone(batch.id, provider=batch.provider)
+        return [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
 
     def row(self, line: bytes, batch: Batch) -> Row:  # noqa: ARG002  # others have several kinds of rows
         """Read a line of the results, in the form of OpenAI's output and error files; not on the event loop.
@@ -191,13 +256,14 @@ class Adapter:
         """
         entry = _decode(line)
         response = entry.response or _NO_RESPONSE
-        if response.status_code == 200 and not entry.error:
+        failure = None if entry.error == _NULL else read_reason(entry.error)
+        if response.status_code == 200 and not failure:
             if bytes(memoryview(response.body)[:1]) != b"{":
                 raise ValueError("a response without a body")
             return Row(entry.custom_id, response.body)
-        error = said(entry.error or msgspec.json.decode(response.body))
+        error = said(failure or read_reason(response.body))
         code = error.get("code") or error.get("type") or response.status_code
-        return Row(entry.custom_id, error=self.row_error(code, error.get("message")))
+        return Row(entry.custom_id, error=self.row_error(code, error.get("message"), response.status_code))
 
     async def results(self, batch: Batch) -> Sequence[Row]:
         """Fetch all results.
@@ -215,9 +281,10 @@ class Adapter:
         result = msgspec.json.encode(item.result.model_dump(mode="json", exclude_unset=True))
         return Row(item.custom_id, msgspec.Raw(result))
 
-    def row_error(self, code: object, message: object) -> RowError:
+    def row_error(self, code: object, message: object, status: int | None = None) -> RowError:
         """Say why a request has no result, in the provider's words without keys."""
-        return RowError(str(code or "unknown"), self.redact(str(message or "The provider gave no reason")))
+        text = self.redact(str(message or "The provider gave no reason"))
+        return RowError.of(self.redact(str(code or "unknown"))[:100], text, status)
 
     async def close(self) -> None:
         """Close the client's connections; any-llm's clients have no close of their own."""
@@ -240,6 +307,41 @@ class Adapter:
     def _read(self, data: object) -> Batch:
         if not isinstance(data, dict):
             raise ValueError(f"the answer is no batch but {type(data).__name__}")
-        for problem in (data.get("errors") or {}).get("data") or []:
-            problem["message"] = self.redact(str(problem.get("message")))
-        return Batch.from_dict(data, self.provider)
+        batch = Batch.from_dict(data, self.provider)
+        for problem in (batch.errors or {}).get("data", ()):
+            problem.update(
+                {name: self.redact(text) for name, text in problem.items() if isinstance(text, str)}
+            )
+        return _about_to_end(batch) if self.leaves_files and _lacks_files(batch) else batch
+
+    def _page(self, answer: object, limit: int) -> Page:
+        data = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(answer, dict) or not isinstance(data, list):
+            raise ValueError(f"the answer is no list of batches but {type(answer).__name__}")
+        has_more = answer.get("has_more")
+        return Page(
+            [self._batch(one) for one in data],
+            has_more=has_more if isinstance(has_more, bool) else len(data) >= limit,
+        )
+
+
+def _counted(batch: Batch) -> tuple[int, int]:
+    counts = batch.request_counts or {}
+    completed, failed = (counts.get(name) for name in ("completed", "failed"))
+    return completed if isinstance(completed, int) else 0, failed if isinstance(failed, int) else 0
+
+
+_BEFORE = {"completed": "finalizing", "expired": "finalizing", "cancelled": "cancelling"}
+
+
+def _lacks_files(batch: Batch) -> bool:
+    """Say whether a batch is said to have ended whose files are still to come."""
+    if batch.status not in _BEFORE or batch.output_file_id or batch.settled:
+        return False
+    completed, failed = _counted(batch)
+    return completed > 0 or (failed > 0 and batch.status == "completed" and not batch.error_file_id)
+
+
+def _about_to_end(batch: Batch) -> Batch:
+    times: dict[str, Any] = {f"{batch.status}_at": None}
+    return replace(batch, status=_BEFORE[batch.status], **times)

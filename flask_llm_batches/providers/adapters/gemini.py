@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from flask_llm_batches.batch import Batch, Row
 from flask_llm_batches.errors import ValidationFailed
 from flask_llm_batches.providers.adapters.base import Adapter, Submission, Unsuitable, carried
+from flask_llm_batches.providers.http import guarded_args
 
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse, InlinedResponse
@@ -94,11 +95,23 @@ class GeminiAdapter(Adapter):
     known_args: ClassVar[frozenset[str] | None] = frozenset({"display_name"})
 
     @classmethod
+    def client_args(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        from google.genai.types import HttpOptions
+
+        options = HttpOptions.model_validate(given.get("http_options") or {})
+        args = guarded_args(options.async_client_args or {})
+        return {**given, "http_options": options.model_copy(update={"async_client_args": args})}
+
+    @property
+    def http_client(self) -> None:
+        """None: the SDK makes one for each event loop, of which ``client_args`` has told it."""
+
+    @classmethod
     def check(cls, submission: Submission) -> None:
         if submission.endpoint != CHAT:
-            raise ValidationFailed({"endpoint": [f"Must be {CHAT}."]})
+            raise ValidationFailed.of(f"Must be {CHAT}.", "endpoint")
         if submission.completion_window != "24h":
-            raise ValidationFailed({"completion_window": ["Must be 24h."]})
+            raise ValidationFailed.of("Must be 24h.", "completion_window")
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:

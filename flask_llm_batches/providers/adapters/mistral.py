@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
+from urllib.parse import quote
+
+import msgspec
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.errors import BatchNotFound, ValidationFailed
 from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission
+from flask_llm_batches.providers.downloads import ACCEPTED, unpacked
 
 if TYPE_CHECKING:
     from mistralai.client import Mistral
@@ -23,7 +27,7 @@ _STATUSES = {
     "CANCELLATION_REQUESTED": "cancelling",
     "CANCELLED": "cancelled",
 }
-_PAGE = 100
+_PAGE, _MAX_PAGES = 100, 1000
 
 
 class MistralAdapter(Adapter):
@@ -36,19 +40,25 @@ class MistralAdapter(Adapter):
     # https://docs.mistral.ai/capabilities/batch
     max_requests: ClassVar[int | None] = 100_000
     max_bytes: ClassVar[int | None] = 512 * 1024 * 1024
+    api_base_has_version: ClassVar[bool | None] = False
     keeps_metadata: ClassVar[bool] = True
     streams_upload: ClassVar[bool] = True
     streams_results: ClassVar[bool] = True
+    leaves_files: ClassVar[bool] = True
 
     @property
     def _client(self) -> Mistral:
         client: Mistral = self.llm.client  # type: ignore[attr-defined]  # AnyLLM does not declare it
         return client
 
+    @property
+    def http_client(self) -> Any:
+        return self._client.sdk_configuration.async_client
+
     @classmethod
     def check(cls, submission: Submission) -> None:
         if not re.fullmatch(r"[1-9][0-9]{0,3}h", submission.completion_window):
-            raise ValidationFailed({"completion_window": ["Not a number of hours, such as 24h."]})
+            raise ValidationFailed.of("Not a number of hours, such as 24h.", "completion_window")
 
     async def upload(self, spool: Path) -> str:
         with spool.open("rb") as file:
@@ -58,22 +68,24 @@ class MistralAdapter(Adapter):
         return uploaded.id
 
     async def create(self, uploaded: str, submission: Submission) -> Batch:
-        return self._job(
-            await self._client.batch.jobs.create_async(
-                input_files=[uploaded],
-                model=submission.model,
-                endpoint=cast("Any", submission.endpoint),  # new ones come without a new SDK
-                timeout_hours=int(submission.completion_window.removesuffix("h")),
-                metadata=submission.metadata,
-                **self.batch_args,
-            )
+        creating = self._client.batch.jobs.create_async(
+            input_files=[uploaded],
+            model=submission.model,
+            endpoint=cast("Any", submission.endpoint),  # new ones come without a new SDK
+            timeout_hours=int(submission.completion_window.removesuffix("h")),
+            metadata=submission.metadata,
+            **self.batch_args,
         )
+        return self._batch(await _answer(creating))
 
     async def retrieve(self, batch_id: str) -> Batch:
-        return self._job(await self._client.batch.jobs.get_async(job_id=batch_id))
+        # The SDK puts an id into the path as it is.
+        job_id = quote(batch_id, safe="")
+        return self._batch(await _answer(self._client.batch.jobs.get_async(job_id=job_id)))
 
     async def cancel(self, batch_id: str) -> Batch:
-        return self._job(await self._client.batch.jobs.cancel_async(job_id=batch_id))
+        job_id = quote(batch_id, safe="")
+        return self._batch(await _answer(self._client.batch.jobs.cancel_async(job_id=job_id)))
 
     async def list(self, after: str | None, limit: int) -> Page:
         """List jobs; Mistral numbers its pages, so those up to the id are asked for, too.
@@ -85,59 +97,80 @@ class MistralAdapter(Adapter):
         awaiting = after
         page = 0
         while True:
-            answer = await self._client.batch.jobs.list_async(page=page, page_size=_PAGE)
-            jobs = [self._job(job) for job in answer.data or []]
+            jobs = await self._jobs(page, _PAGE)
             for job in jobs:
                 if awaiting is None:
                     found.append(job)
                 elif job.id == awaiting:
                     awaiting = None
-            if len(found) > limit or len(jobs) < _PAGE:
-                break
             page += 1
+            if len(found) > limit or len(jobs) < _PAGE or page == _MAX_PAGES:
+                break
         if awaiting is not None:
             raise BatchNotFound(f"Batch '{awaiting}' not found")
         return Page(found[:limit], has_more=len(found) > limit)
 
+    async def page(self, cursor: str | None, limit: int) -> tuple[Page, str | None]:
+        """Return a page by its number: ``list`` would ask for all pages before it again."""
+        number = int(cursor or 0)
+        jobs = await self._jobs(number, limit)
+        return Page(jobs, has_more=len(jobs) >= limit), str(number + 1)
+
+    async def _jobs(self, page: int, size: int) -> Sequence[Batch]:
+        answer = await _answer(self._client.batch.jobs.list_async(page=page, page_size=size))
+        is_empty = isinstance(answer, dict) and answer.get("total") == 0  # then there may be no data
+        return [] if is_empty else self._page(answer, size).batches
+
     async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            content = await self._client.files.download_async(file_id=file_id)
+        for file_id in self.files(batch):
+            content = await self._client.files.download_async(
+                file_id=quote(file_id, safe=""), http_headers=ACCEPTED
+            )
             try:
-                async for chunk in content.aiter_bytes():
+                async for chunk in unpacked(content):
                     yield chunk
             finally:
                 await content.aclose()
             yield b"\n"  # the file's last line may lack its own
 
-    def _job(self, job: Any) -> Batch:
-        data = job.model_dump(mode="json")
-        status = _STATUSES.get(str(data["status"]), "in_progress")
-        times = {f"{status}_at": data["completed_at"]} if data.get("completed_at") else {}
+    def _batch(self, answer: Any) -> Batch:
+        if not isinstance(answer, dict):
+            return self._read(answer)  # which says that it is none
+        status = answer.get("status")
+        status = _STATUSES.get(status, status) if isinstance(status, str) else None
+        files, hours = answer.get("input_files"), answer.get("timeout_hours")
+        metadata, errors = answer.get("metadata"), answer.get("errors")
         return self._read(
             {
-                "id": data["id"],
-                "endpoint": data.get("endpoint"),
-                "model": data.get("model"),
+                "id": answer.get("id"),
+                "endpoint": answer.get("endpoint"),
+                "model": answer.get("model"),
                 "status": status,
-                "errors": {"object": "list", "data": [_reason(error) for error in data["errors"]]}
-                if data.get("errors")
-                else None,
-                "input_file_id": next(iter(data.get("input_files") or []), None),
-                "output_file_id": data.get("output_file"),
-                "error_file_id": data.get("error_file"),
-                "completion_window": f"{data['timeout_hours']}h" if data.get("timeout_hours") else None,
-                "created_at": data["created_at"],
-                "in_progress_at": data.get("started_at"),
-                **times,
+                "errors": {"data": errors} if errors else None,
+                "input_file_id": files[0] if isinstance(files, list) and files else None,
+                "output_file_id": answer.get("output_file"),
+                "error_file_id": answer.get("error_file"),
+                "completion_window": f"{hours}h" if isinstance(hours, int) else None,
+                "created_at": answer.get("created_at"),
+                "in_progress_at": answer.get("started_at"),
+                f"{status}_at": answer.get("completed_at"),
                 "request_counts": {
-                    "total": data["total_requests"],
-                    "completed": data["succeeded_requests"],
-                    "failed": data["failed_requests"],
+                    "total": answer.get("total_requests"),
+                    "completed": answer.get("succeeded_requests"),
+                    "failed": answer.get("failed_requests"),
                 },
-                "metadata": {key: str(value) for key, value in (data.get("metadata") or {}).items()} or None,
+                "metadata": {key: str(value) for key, value in metadata.items()}
+                if isinstance(metadata, dict)
+                else None,
             }
         )
 
 
-def _reason(error: dict[str, Any]) -> dict[str, Any]:
-    return {"code": None, "line": None, "message": error.get("message"), "param": None}
+async def _answer(call: Awaitable[Any]) -> Any:
+    """Return the object that was answered; the SDK refuses one of which it does not know a field."""
+    try:
+        return (await call).model_dump(mode="json", warnings=False)
+    except Exception as error:
+        if type(error).__name__ != "ResponseValidationError":
+            raise
+        return msgspec.json.decode(cast("Any", error).body)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 import msgspec
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.providers.adapters.base import Adapter, Page, Submission
+from flask_llm_batches.providers.downloads import ACCEPTED, unpacked
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai._legacy_response import LegacyAPIResponse
 
 
 class OpenAIAdapter(Adapter):
@@ -27,9 +28,11 @@ class OpenAIAdapter(Adapter):
     # https://developers.openai.com/api/docs/guides/batch
     max_requests: ClassVar[int | None] = 50_000
     max_bytes: ClassVar[int | None] = 200 * 1024 * 1024
+    api_base_has_version: ClassVar[bool | None] = True
     keeps_metadata: ClassVar[bool] = True
     streams_upload: ClassVar[bool] = True
     streams_results: ClassVar[bool] = True
+    leaves_files: ClassVar[bool] = True
 
     @property
     def _client(self) -> AsyncOpenAI:
@@ -44,33 +47,35 @@ class OpenAIAdapter(Adapter):
         return file_id
 
     async def create(self, uploaded: str, submission: Submission) -> Batch:
-        return self._batch(
-            await self._client.batches.create(
-                input_file_id=uploaded,
-                endpoint=submission.endpoint,  # type: ignore[arg-type]  # new ones come without a new SDK
-                completion_window=submission.completion_window,  # type: ignore[arg-type]
-                metadata=submission.metadata,
-                **self.batch_args,
-            )
+        answer = await self._client.batches.with_raw_response.create(
+            input_file_id=uploaded,
+            endpoint=submission.endpoint,  # type: ignore[arg-type]  # new ones come without a new SDK
+            completion_window=submission.completion_window,  # type: ignore[arg-type]
+            metadata=submission.metadata,
+            **self.batch_args,
         )
+        return self._read(msgspec.json.decode(answer.content))
 
     async def retrieve(self, batch_id: str) -> Batch:
-        return self._parsed(await self._client.batches.with_raw_response.retrieve(batch_id))
+        return self._read(await self._client.get(_path(batch_id), cast_to=object))
 
     async def cancel(self, batch_id: str) -> Batch:
-        return self._parsed(await self._client.batches.with_raw_response.cancel(batch_id))
+        return self._read(await self._client.post(f"{_path(batch_id)}/cancel", cast_to=object))
 
     async def list(self, after: str | None, limit: int) -> Page:
-        parameters: dict[str, Any] = {"limit": limit} | ({"after": after} if after else {})
-        page = await self._client.batches.list(**parameters)
-        return Page([self._batch(batch) for batch in page.data], has_more=bool(page.has_more))
+        parameters: dict[str, object] = {"limit": limit} | ({"after": after} if after else {})
+        answer = await self._client.get("/batches", options={"params": parameters}, cast_to=object)
+        return self._page(answer, limit)
 
     async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            async with self._client.files.with_streaming_response.content(file_id) as content:
-                async for chunk in content.iter_bytes():
+        for file_id in self.files(batch):
+            async with self._client.files.with_streaming_response.content(
+                file_id, extra_headers=ACCEPTED
+            ) as content:
+                async for chunk in unpacked(content.http_response):
                     yield chunk
             yield b"\n"  # the file's last line may lack its own
 
-    def _parsed(self, answer: LegacyAPIResponse[Any]) -> Batch:
-        return self._read(msgspec.json.decode(answer.content))
+
+def _path(batch_id: str) -> str:
+    return f"/batches/{quote(batch_id, safe='')}"

@@ -38,12 +38,14 @@ class Call:
         path: Its path below the provider's base URL and version: ``/batches/batch_1``, ``/batch/jobs/ID``.
         headers: Its headers.
         provider: Whose protocol it spoke: ``openai``, ``anthropic`` or ``mistral``.
+        target: Its whole path and query as they were sent, with what is percent-encoded.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(repr=False)
     provider: str = "openai"
+    target: str = ""
 
 
 class _Upload(FlaskRequest):
@@ -75,6 +77,8 @@ class Simulator:
         hang_ups: The calls whose caller hung up before the whole answer was sent.
         respond: As above; may be replaced at any time.
         next_batch_id: The id of the next batch, for ids of another shape than the provider's.
+        rewrite: Called with every call and its answer, and returns the answer that is sent: a provider that
+            lies. None sends every answer as it is.
     """
 
     api_key = "sk-simulated-4f1d2c3b5a69788"
@@ -85,6 +89,7 @@ class Simulator:
         self.calls: list[Call] = []
         self.hang_ups: list[Call] = []
         self.next_batch_id: str | None = None
+        self.rewrite: Callable[[Call, Response], Response] | None = None
         self.lock = threading.RLock()
         self._batches: dict[tuple[str, str], SimulatedBatch] = {}
         self._faults: list[_Fault] = []
@@ -236,15 +241,16 @@ class Simulator:
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
         protocol = next((p for p in PROTOCOLS if request.path.startswith(f"{p.prefix}/")), openai.PROTOCOL)
-        call = Call(
-            request.method, request.path.removeprefix(protocol.prefix), dict(request.headers), protocol.name
-        )
+        path = request.path.removeprefix(protocol.prefix)
+        call = Call(request.method, path, dict(request.headers), protocol.name, environ["REQUEST_URI"])
         self.calls.append(call)
         with self.lock:
             found = next((f for f in self._faults if f"{call.method} {call.path}".startswith(f.on)), None)
             if found is not None:
                 self._faults.remove(found)
-        if found is None:
+        if found is None and self.rewrite is not None:
+            body = self.rewrite(call, Response.from_app(self._app, environ))(environ, start_response)
+        elif found is None:
             body = self._app(environ, start_response)
         else:
             body = found.act(protocol, environ, start_response)

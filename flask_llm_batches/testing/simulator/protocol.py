@@ -64,6 +64,7 @@ class File:
     name: str
     purpose: str
     data: bytes = field(repr=False)
+    rows: Iterable[bytes] = field(default=(), repr=False)
     created_at: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -157,9 +158,9 @@ class Files:
         return self._files[file_id]
 
     def keep(self, file_id: str, name: str, purpose: str, rows: Iterable[bytes]) -> str:
-        """Keep what a batch left, once, and give its id."""
-        if file_id not in self._files:
-            self._files[file_id] = File(file_id, name, purpose, b"".join(rows))
+        """Keep what a batch left, once, and give its id; a later batch of the same id has its own."""
+        if file_id not in self._files or self._files[file_id].rows is not rows:
+            self._files[file_id] = File(file_id, name, purpose, b"".join(rows), rows)
         return file_id
 
     def add_routes(self, blueprint: Blueprint) -> None:

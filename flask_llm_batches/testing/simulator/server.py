@@ -46,7 +46,9 @@ class _Handler(WSGIRequestHandler):
             self.send_response(int(code), reason)
             for name, value in headers.items():
                 self.send_header(name, value)
-            chunked = "Content-Length" not in headers
+            # Without either, the body ends with the connection, and a reader cannot tell when it was cut.
+            self.close_connection = headers.get("Connection") == "close"
+            chunked = "Content-Length" not in headers and not self.close_connection
             if chunked:
                 self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()

@@ -1,0 +1,11 @@
+"""``flask llm-batches``: one file per group of commands."""
+
+from __future__ import annotations
+
+from flask_llm_batches.cli.group import Group
+from flask_llm_batches.cli.keys import keys
+from flask_llm_batches.cli.record import openapi, reconcile, usage
+
+cli = Group("llm-batches", help="Batches for large language models.")
+for command in (keys, openapi, reconcile, usage):
+    cli.add_command(command)

@@ -1,0 +1,20 @@
+"""What all commands have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+
+from flask_llm_batches.errors import LLMBatchesError
+
+
+class Group(AppGroup):
+    """Says our errors as the command line does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, LLMBatchesError) as error:
+            raise click.ClickException(str(error)) from None

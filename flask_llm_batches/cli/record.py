@@ -1,0 +1,94 @@
+"""Commands about the record: the usage, what a crash left, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+from flask_llm_batches.current import current_llm_batches
+from flask_llm_batches.principal import EVERYONE
+from flask_llm_batches.store.usage import GROUPS
+from flask_llm_batches.web.openapi import document, mounted_at
+from flask_llm_batches.web.schemas import load
+from flask_llm_batches.web.schemas.usage import UsageQuerySchema
+from flask_llm_batches.web.usage import usage_csv
+
+
+@click.command()
+@click.option("--since", help="Of this day (2026-11-01) or time on, in UTC.")
+@click.option("--until", help="Before this day or time.")
+@click.option("--group-by", type=click.Choice(GROUPS))
+@with_appcontext
+def usage(since: str | None, until: str | None, group_by: str | None) -> None:
+    """Print the usage of all as CSV: requests, tokens, and the cost in US dollars."""
+    given = {"since": since, "until": until, "group_by": group_by}
+    query = load(UsageQuerySchema(), {name: value for name, value in given.items() if value is not None})
+    click.echo(usage_csv(current_llm_batches.usage(owner=EVERYONE, **query), group_by), nl=False)
+
+
+def _pairs(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[list[str]]:
+    pairs = [one.split("=", 1) for one in given]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise click.BadParameter("not UID=BATCH_ID")
+    return pairs
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Creates that were given up so long ago, and that the provider does not list, have failed; at least "
+    "120, and LLM_BATCHES_SEARCH_WINDOW (an hour) unless given.",
+)
+@click.option(
+    "--adopt",
+    "adopted",
+    multiple=True,
+    callback=_pairs,
+    metavar="UID=BATCH_ID",
+    help="The provider's batch BATCH_ID is the unsettled one UID. It must be recorded for nobody else.",
+)
+@click.option(
+    "--give-up", "given_up", multiple=True, metavar="UID", help="The provider does not have the batch UID."
+)
+@with_appcontext
+def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], given_up: Sequence[str]) -> None:
+    """Find the batches of which nobody knows whether their provider has them; run it after a crash.
+
+    Where a provider keeps no metadata (Anthropic, Gemini), nobody can tell which batch was made by which
+    create. Those that it may be are printed below it: name the right one with --adopt, or say with --give-up
+    that it is none of them.
+    """
+    for uid, batch_id in adopted:
+        batch = current_llm_batches.adopt(uid, batch_id)
+        click.echo(f"{uid} is {batch.id} at {batch.provider}, {batch.status}")
+    for uid in given_up:
+        current_llm_batches.give_up(uid)
+        click.echo(f"{uid} is given up")
+    if adopted or given_up:
+        return
+    states = []
+    for settled in current_llm_batches.reconcile(older_than=older_than):
+        click.echo(f"{settled.uid}  {settled.state:10}  {settled.provider}  {settled.owner}")
+        for batch_id in settled.candidates:
+            click.echo(f"    may be {batch_id}")
+        states.append(settled.state)
+    found, failed = states.count("accepted"), states.count("failed")
+    click.echo(f"{found} found, {failed} not there, {len(states) - found - failed} still unknown")
+
+
+@click.command()
+@with_appcontext
+def openapi() -> None:
+    """Print the OpenAPI document, as it is under the first URL prefix."""
+    prefix = next(mounted_at(current_app), None)
+    if prefix is None:
+        raise click.ClickException(
+            "The endpoints are not registered: app.register_blueprint(llm_batches.blueprint, url_prefix=...)"
+        )
+    click.echo(json.dumps(document(prefix), indent=2))

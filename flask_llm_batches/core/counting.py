@@ -1,0 +1,158 @@
+"""Result rows -> tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from flask_llm_batches.store.usage import Tokens
+from flask_llm_batches.untrusted import SMALL, TooMany, size, small
+
+# Prices may depend on how long a prompt is, from 100,000 tokens on: shorter ones are summed up in one band,
+# longer ones in bands of 1,000 tokens.
+_SHORT, _BAND, _LONGEST = 50_000, 1_000, 2_000_000
+
+# A provider that makes up a model for each row costs no memory, and has no price.
+_MODELS, _NAME_LENGTH = 10, 255
+NO_MODEL = "no model"
+"""Stands for what has no price: too many models, and results that state no usage or an absurd one."""
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: Any = None
+    input_tokens: Any = None
+    completion_tokens: Any = None
+    output_tokens: Any = None
+    total_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    prompt_tokens_details: Any = None
+    input_tokens_details: Any = None
+    cache_creation: Any = None
+
+
+_NO_USAGE = _Usage()
+
+
+class _Used(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+    model: Any = None
+
+
+class _Parts(msgspec.Struct, gc=False):
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    model: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_parts = msgspec.json.Decoder(_Parts).decode
+_decode = msgspec.json.Decoder(_Used).decode
+
+
+@dataclass(slots=True)
+class Consumed:
+    """What requests of one model consumed whose prompts are about as long.
+
+    Attributes:
+        requests: How many requests.
+        prompt: Tokens of their prompts; ``cached`` and ``written`` are part of them.
+        completion: Tokens of the answers.
+        cached: Tokens read from a cache.
+        written: Tokens written to a cache; ``written_for_hour`` are part of them.
+        written_for_hour: Tokens written to a cache that keeps them for an hour.
+    """
+
+    requests: int = 0
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    written: int = 0
+    written_for_hour: int = 0
+
+    def add(self, other: Consumed) -> None:
+        self.requests += other.requests
+        self.prompt += other.prompt
+        self.completion += other.completion
+        self.cached += other.cached
+        self.written += other.written
+        self.written_for_hour += other.written_for_hour
+
+
+class TokenCount:
+    """Sums up the usage that results state.
+
+    Chat completions call them ``prompt_tokens`` and ``completion_tokens``, responses ``input_tokens`` and
+    ``output_tokens``, embeddings have no completion.
+
+    Attributes:
+        models: What was consumed, by model and then by the length of prompts. None is the model of results
+            that name none.
+    """
+
+    def __init__(self) -> None:
+        self._total = 0
+        self.models: dict[str | None, dict[int, Consumed]] = {}
+
+    def add(self, result: msgspec.Raw) -> None:
+        """Count the usage of one result."""
+        try:
+            if size(result) > SMALL:
+                parts = _decode_parts(result)
+                small(parts.usage), small(parts.model)
+            said = _decode(result)
+        except (msgspec.DecodeError, RecursionError, TooMany):
+            said = _Used()  # a usage that is no object, or is too deep or long; a number that fits nowhere
+        usage = said.usage or _NO_USAGE
+        details = _object(usage.prompt_tokens_details) or _object(usage.input_tokens_details)
+        # Anthropic counts what it read from and wrote to its cache beside the input, others as part of it.
+        read = _number(usage.cache_read_input_tokens)
+        written = _number(usage.cache_creation_input_tokens)
+        used = Consumed(
+            1,
+            _number(usage.prompt_tokens, usage.input_tokens) + read + written,
+            _number(usage.completion_tokens, usage.output_tokens),
+            _number(details.get("cached_tokens")) + read,
+            _number(details.get("cache_write_tokens")) + written,
+            _number(_object(usage.cache_creation).get("ephemeral_1h_input_tokens")),
+        )
+        self._total += _number(usage.total_tokens) or used.prompt + used.completion
+        model = said.model if isinstance(said.model, str) else None
+        bands = self._bands(model if 0 < used.prompt + used.completion < _MOST else NO_MODEL)
+        band = 0 if used.prompt <= _SHORT else (min(used.prompt, _LONGEST) - 1) // _BAND
+        if band in bands:
+            bands[band].add(used)
+        else:
+            bands[band] = used
+
+    def _bands(self, model: str | None) -> dict[int, Consumed]:
+        if model not in self.models and (len(self.models) >= _MODELS or len(model or "") > _NAME_LENGTH):
+            model = NO_MODEL
+        return self.models.setdefault(model, {})
+
+    @property
+    def tokens(self) -> Tokens:
+        """The sums so far."""
+        every = Consumed()
+        for bands in self.models.values():
+            for used in bands.values():
+                every.add(used)
+        return Tokens(every.prompt, every.completion, every.cached, self._total)
+
+
+# Tokens of one request: no model takes as many, and a batch's sum and cost still fit into 64 bits.
+_MOST = 10**8
+
+
+def _number(value: object, other: object = None) -> int:
+    """Return a number of tokens, or if it is none the other, or 0."""
+    if isinstance(value, int):
+        return value if 0 <= value <= _MOST else min(max(value, 0), _MOST)
+    return 0 if other is None else _number(other)
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else _NOTHING

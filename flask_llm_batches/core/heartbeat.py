@@ -1,0 +1,103 @@
+"""What a process does every few seconds for as long as something lasts, such as to extend a lease."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flask import Flask, current_app
+
+logger = logging.getLogger(__name__)
+
+BEAT = 5.0
+"""Seconds between two beats: a third of a lease."""
+
+Beat = Callable[[], bool]
+"""Called in a context of the app; returns False when it need not be called again."""
+
+
+class Heartbeat:
+    """Beats for one app, on one daemon thread that ends when nothing beats any more.
+
+    What lasts for less than a beat costs no more than an entry in a dict.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._beats: dict[object, tuple[Flask, Beat, float]] = {}
+        self._thread: threading.Thread | None = None
+        _heartbeats.add(self)
+
+    def add(self, beat: Beat) -> object:
+        """Call a function every few seconds until it returns False. Returns what ``remove`` takes."""
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+        key = object()
+        with self._lock:
+            self._beats[key] = (app, beat, time.monotonic())
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="llm-batches-heartbeat", daemon=True)
+                self._thread.start()
+        return key
+
+    def remove(self, key: object) -> None:
+        """Call a function no longer."""
+        with self._lock:
+            self._beats.pop(key, None)
+
+    @contextmanager
+    def during(self, beat: Beat) -> Iterator[None]:
+        """Call a function every few seconds while the block runs."""
+        key = self.add(beat)
+        try:
+            yield
+        finally:
+            self.remove(key)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(BEAT)
+            with self._lock:
+                if not self._beats:
+                    self._thread = None
+                    return
+            self._beat()
+
+    def _beat(self) -> None:
+        young = time.monotonic() - BEAT
+        with self._lock:
+            due = [(key, app, beat) for key, (app, beat, since) in self._beats.items() if since <= young]
+        for key, app, beat in due:
+            if not _goes_on(app, beat):
+                self.remove(key)
+
+    def forget(self) -> None:
+        """Start anew in a child process, where the thread does not run and the leases are the parent's."""
+        self._lock = threading.Lock()
+        self._beats = {}
+        self._thread = None
+
+
+def _goes_on(app: Flask, beat: Beat) -> bool:
+    try:
+        with app.app_context():
+            return beat()
+    except Exception:
+        logger.exception("a heartbeat failed, and is tried again")
+        return True
+
+
+_heartbeats: weakref.WeakSet[Heartbeat] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for heartbeat in _heartbeats:
+        heartbeat.forget()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_parents)

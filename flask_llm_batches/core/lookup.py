@@ -1,0 +1,260 @@
+"""Whose batch it is, where it is, and how it is now."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flask_llm_batches.batch import FINISHED, Batch, own_id
+from flask_llm_batches.config import Settings, provider_name
+from flask_llm_batches.core.adoption import Adopter, is_submitting
+from flask_llm_batches.core.reconcile import FRESH, Reconciler
+from flask_llm_batches.errors import (
+    REQUIRED,
+    SOUGHT,
+    BatchFailed,
+    BatchNotComplete,
+    BatchNotFound,
+    ResultsGone,
+    ValidationFailed,
+)
+from flask_llm_batches.fields import is_id
+from flask_llm_batches.providers.adapters import Page
+from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.signals import batch_finished, send
+from flask_llm_batches.store.batches import SETTLED, Batches
+from flask_llm_batches.store.models import Record
+
+logger = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a batch is.
+
+    Attributes:
+        provider: The provider's name.
+        batch_id: The provider's id, as far as it is known.
+        record: What is recorded of it; None if it was not made here.
+    """
+
+    provider: str
+    batch_id: str
+    record: Record | None
+
+
+class Lookup:
+    """Finds the batches of one app. An ``owner`` of None stands for everyone."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        batches: Batches,
+        providers: Providers,
+        reconciler: Reconciler,
+        adopter: Adopter,
+    ) -> None:
+        self._settings = settings
+        self._batches = batches
+        self._providers = providers
+        self._reconciler = reconciler
+        self._adopter = adopter
+
+    def locate(self, batch_id: str, *, owner: str | None, provider: str | None) -> Place:
+        """Find out where a batch is, before its provider is asked after it.
+
+        To a caller, a batch that does not exist and a batch of somebody else are the same in every case.
+
+        Raises:
+            BatchNotFound: There is no such batch, or it is somebody else's.
+            ValidationFailed: The batch has no record that the owner may see, and no provider was named.
+        """
+        # A provider that is not in the settings any more still has batches in the record.
+        name = None if provider is None else provider_name(provider)
+        if not is_id(batch_id):
+            raise BatchNotFound(f"Batch '{batch_id}' not found")
+        known = self._batches.find(batch_id)
+        if not known and owner is not None:
+            self._adopter.look_up(batch_id, owner=owner, provider=name)
+            known = self._batches.find(batch_id)
+        theirs = [
+            record for record in known if owner in (None, record.owner) and name in (None, record.provider)
+        ]
+        if len(theirs) == 1:
+            record = theirs[0]
+            if record.state not in SETTLED:
+                record = self._reconciler.settled(record)
+            return Place(record.provider, record.batch_id or batch_id, record)
+        if name is None:
+            raise ValidationFailed.of(
+                f"{REQUIRED} No batch of yours here has this id: name the provider that has it, "
+                "as in provider=openai.",
+                "provider",
+            )
+        name = self._providers.name_of(name)
+        if not known and (owner is None or self._is_untracked(name, batch_id)):
+            return Place(name, batch_id, None)
+        raise BatchNotFound(f"Batch '{batch_id}' not found")
+
+    def current(
+        self, batch_id: str, *, owner: str | None, provider: str | None
+    ) -> tuple[Batch, Record | None]:
+        """Return a batch as it is now, and its record. A batch that has ended is not asked for again.
+
+        Raises:
+            ProviderNotConfigured: It had not ended when its provider was taken out of the settings.
+        """
+        place = self.locate(batch_id, owner=owner, provider=provider)
+        return self._now(place), place.record
+
+    def last_known(self, batch_id: str, *, owner: str | None, provider: str | None) -> Batch:
+        """Return a batch as it is now, or as last seen if its provider is not in the settings any more."""
+        place = self.locate(batch_id, owner=owner, provider=provider)
+        if place.record is None or self._providers.has(place.provider):
+            return self._now(place)
+        logger.warning("batch %r is shown as last seen: %r is not in the settings", batch_id, place.provider)
+        return Batch.from_dict(place.record.snapshot, place.provider)
+
+    def ended(self, batch_id: str, *, owner: str | None, provider: str | None) -> tuple[Batch, Record | None]:
+        """Return a batch that has results, and its record.
+
+        Raises:
+            BatchNotComplete: It still runs, or is being submitted or looked for at the provider.
+            BatchFailed: It failed before any request ran.
+            ResultsGone: The provider has it no more.
+        """
+        batch, record = self.current(batch_id, owner=owner, provider=provider)
+        if record is not None:
+            self.check_settled(record)
+        if batch.status == "failed":
+            raise BatchFailed(batch.id, reasons=_reasons(batch))
+        if not batch.finished:
+            raise BatchNotComplete(batch.id, status=batch.status, provider=batch.provider)
+        if record is not None and record.batch_id is None:
+            raise ResultsGone(batch.id, provider=batch.provider)
+        return batch, record
+
+    def cancel(self, batch_id: str, *, owner: str | None, provider: str | None) -> Batch:
+        """Ask for a batch to be cancelled, and return it."""
+        place = self.locate(batch_id, owner=owner, provider=provider)
+        record = place.record
+        if record is not None and record.batch_id is None:
+            self.check_settled(record)
+            return Batch.from_dict(record.snapshot, record.provider)
+        if record is None:
+            self._providers.retrieve(place.provider, place.batch_id)  # is it the batch's own id?
+        return self.seen(record, self._providers.cancel(place.provider, place.batch_id))
+
+    def check_settled(self, record: Record) -> None:
+        """Check that it is known whether the provider has a batch.
+
+        Raises:
+            BatchNotComplete: It is being submitted, or looked for at the provider.
+        """
+        if record.state not in SETTLED:
+            raise BatchNotComplete(
+                own_id(record.uid),
+                status=record.status or "validating",
+                provider=record.provider,
+                why="It is still being submitted." if is_submitting(record) else f"It {SOUGHT}.",
+                retry_after=self._reconciler.retry_after(record),
+            )
+
+    def list(self, *, owner: str | None, provider: str | None, after: str | None, limit: int) -> Page:
+        """List batches, newest first: an owner's from the record, for everyone what the provider has."""
+        if owner is None:
+            return self._list_provider(provider, after, limit)
+        name = None if provider is None else provider_name(provider)
+        last = None
+        if after is not None:
+            found = self._batches.find(after) if is_id(after) else ()
+            last = next((one for one in found if one.owner == owner and name in (None, one.provider)), None)
+            if last is None:
+                raise ValidationFailed.of("Not the id of a batch in this list.", "after")
+        self._reconciler.settle_theirs(owner=owner, provider=name)
+        records, has_more = self._batches.list(owner=owner, provider=name, after=last, limit=limit)
+        if name is not None and not records:
+            self._providers.name_of(name)  # one that is not in the settings any more may have batches here
+        return Page(self._refreshed(records), has_more)
+
+    def seen(self, record: Record | None, batch: Batch) -> Batch:
+        """Record a batch as its provider has just shown it, and return it as it is now."""
+        if record is None:
+            return batch.remembering({})
+        batch, changed = self._batches.seen(record, batch.remembering(record.snapshot))
+        if changed and batch.finished:
+            send(batch_finished, batch=batch, owner=record.owner)
+        return batch
+
+    def _missing(self, record: Record) -> Batch | None:
+        """Note that a provider has no such batch, and return the batch if that is so for good."""
+        batch = self._batches.missing(record)
+        if batch is not None:
+            logger.warning("batch %r has been missing at %r for a day: it failed", batch.id, record.provider)
+            send(batch_finished, batch=batch, owner=record.owner)
+        return batch
+
+    def _now(self, place: Place) -> Batch:
+        record = place.record
+        if record is not None and (record.status in FINISHED or record.batch_id is None):
+            batch = Batch.from_dict(record.snapshot, record.provider)
+            lost = record.missing_since is not None
+            if record.batch_id is None or lost or self._providers.adapter_of(place.provider).is_final(batch):
+                return batch
+        try:
+            batch = self._providers.retrieve(place.provider, place.batch_id)
+        except BatchNotFound:
+            gone = None if record is None else self._missing(record)
+            if gone is None:
+                raise
+            return gone
+        if record is None:
+            self._adopter.notice(place.provider, [batch])
+        return self.seen(record, batch)
+
+    def _list_provider(self, provider: str | None, after: str | None, limit: int) -> Page:
+        if provider is None:
+            raise ValidationFailed.of(
+                f"{REQUIRED} An admin lists what a provider has: name it, as in provider=openai.", "provider"
+            )
+        name = self._providers.name_of(provider)
+        if after is not None and not is_id(after):
+            raise ValidationFailed.of("Not the id of a batch in this list.", "after")
+        page = self._providers.list(name, after=after, limit=limit)
+        found = self._batches.find_all([batch.id for batch in page.batches])
+        ours = {record.batch_id: record for record in found if record.provider == name}
+        self._adopter.notice(name, [batch for batch in page.batches if batch.id not in ours])
+        return Page([self.seen(ours.get(batch.id), batch) for batch in page.batches], page.has_more)
+
+    def _refreshed(self, records: Sequence[Record]) -> Sequence[Batch]:
+        before = int(time.time()) - FRESH
+        running = [one for one in records if one.batch_id is not None and one.status not in FINISHED]
+        stale = [one for one in running if (one.refreshed_at or 0) <= before]
+        due = list(self._batches.claim_refresh(stale, before=before)) if stale else []
+        random.shuffle(due)  # not all may get a turn, and next time it is the turn of others
+        answers = self._providers.retrieve_many([(one.provider, str(one.batch_id)) for one in due])
+        fresh = {
+            record.id: self._missing(record)
+            if isinstance(answer, BatchNotFound)
+            else self.seen(record, answer)
+            for record, answer in zip(due, answers, strict=True)
+            if answer is not None
+        }
+        return [fresh.get(one.id) or Batch.from_dict(one.snapshot, one.provider) for one in records]
+
+    def _is_untracked(self, provider: str, batch_id: str) -> bool:
+        """Return whether a batch without a record may be shown: we did not make it for somebody."""
+        if self._settings.untracked != "allow":
+            return False
+        uid = self._providers.retrieve(provider, batch_id).uid
+        return uid is None or self._batches.by_uid(uid) is None
+
+
+def _reasons(batch: Batch) -> str:
+    problems = (batch.errors or {}).get("data") or []
+    return " ".join(
+        f"Line {problem['line']}: {problem['message']}" if problem.get("line") else str(problem["message"])
+        for problem in problems[:10]
+    )

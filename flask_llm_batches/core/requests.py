@@ -1,0 +1,276 @@
+"""Incoming requests, checked one by one on their way into the spool.
+
+JSON is passed on as it came, except for line feeds between its values. A parse and a dump would cost twelve
+times as much, and turn ``123456789012345678901234567890`` into ``1.2345678901234568e+29``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from flask_llm_batches.errors import REQUIRED, Problem, UnsupportedParameters, ValidationFailed
+from flask_llm_batches.jsonl import split_lines
+from flask_llm_batches.untrusted import TooMany, check_text, is_longer, read_object, size
+
+MAX_ERRORS = 50
+"""So many wrong requests are named; of the rest, how many there are."""
+
+LONGEST_REQUEST = 64 * 1024 * 1024
+"""The most bytes of a request: OpenAI takes 50 MB of pictures, Anthropic 32 MB in all."""
+
+MAX_CUSTOM_ID_LENGTH = 512
+
+_LONGEST_NAME = 100  # of a parameter, in an answer
+_CHUNK = 1 << 16
+_MAX_BLANK = 100_000  # 200 MB of them would keep a thread busy for half a minute
+
+Requests = msgspec.Raw | bytes | Path | IO[bytes] | Iterable[Mapping[str, Any] | bytes]
+"""What a batch is made of: ``{"custom_id": ..., "body": {...}}`` each; or JSONL, as a path, a file that is
+open for reading bytes, or lines of bytes; or the bytes of a JSON array."""
+
+
+class WrongRequest(Exception):
+    """A request that cannot be sent."""
+
+    def __init__(self, message: str, *path: str | int, unsupported: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.unsupported = unsupported
+
+
+class Request(msgspec.Struct, gc=False):
+    """One request. What OpenAI's own lines say of where they go is in ``method`` and ``url``."""
+
+    custom_id: str
+    body: msgspec.Raw
+    method: msgspec.Raw = msgspec.Raw(b"null")
+    url: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Fields(msgspec.Struct, gc=False):
+    custom_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Model(msgspec.Struct, gc=False):
+    model: str | None = None
+
+
+_decode = msgspec.json.Decoder(Request).decode
+_decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_model = msgspec.json.Decoder(_Model).decode
+
+
+class Incoming:
+    """The requests of a batch, one after the other, and where each of them is.
+
+    Args:
+        requests: As the caller has them.
+        limit: The most requests that this server takes.
+
+    Attributes:
+        place: ``requests``, which count from 0, or ``lines``, which count from 1 as editors do.
+        is_json: Whether they are an array of a body over HTTP.
+
+    Raises:
+        ValidationFailed: They are nothing of the kind, or an array that is too long.
+    """
+
+    def __init__(self, requests: Requests, *, limit: int) -> None:
+        self.place = "requests"
+        self.is_json = isinstance(requests, msgspec.Raw)
+        self._limit = limit
+        self._items = self._numbered(requests)
+
+    def __iter__(self) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
+        """Yield the number and the bytes of each request, or what is wrong with it."""
+        return self._items
+
+    def first_model(self) -> str | None:
+        """Return the model that the first request names; None if it names none."""
+        first = next(self._items, None)
+        if first is None:
+            return None
+        self._items = chain([first], self._items)
+        try:
+            return _decode_model(checked(first[1]).body).model
+        except (WrongRequest, msgspec.DecodeError, RecursionError):
+            return None
+
+    def too_many(self, limit: int, whose: str) -> ValidationFailed:
+        """Return the error of more requests than a limit."""
+        return ValidationFailed.of(f"Longer than maximum length {limit}, the limit {whose}.", self.place)
+
+    def _numbered(self, requests: Any) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
+        if isinstance(requests, (bytes, bytearray)) and requests.lstrip()[:1] == b"[":
+            requests = msgspec.Raw(bytes(requests))
+        if isinstance(requests, msgspec.Raw):
+            return enumerate(self._array(requests))
+        if isinstance(requests, Path):
+            return self._lines(split_lines(_read(requests), longest=LONGEST_REQUEST))
+        if isinstance(requests, (bytes, bytearray)):
+            return self._lines(split_lines([bytes(requests)], longest=LONGEST_REQUEST))
+        if isinstance(requests, io.TextIOBase):
+            raise _no_requests("a file that is open as text: open it with mode 'rb'")
+        if hasattr(requests, "read"):
+            chunks = iter(lambda: requests.read(_CHUNK), b"")
+            return self._lines(split_lines(chunks, longest=LONGEST_REQUEST))
+        if isinstance(requests, (str, Mapping)) or not isinstance(requests, Iterable):
+            raise _no_requests(f"{type(requests).__name__}")
+        items = iter(requests)
+        first = list(islice(items, 1))
+        every = chain(first, items)
+        return (
+            self._lines(every) if first and isinstance(first[0], bytes) else enumerate(map(_encoded, every))
+        )
+
+    def _array(self, array: msgspec.Raw) -> list[msgspec.Raw]:
+        if is_longer(array, self._limit):
+            raise self.too_many(self._limit, "of this server")
+        try:
+            return msgspec.json.decode(array, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ValidationFailed.of(f"Not valid JSON: {error}.", "requests") from None
+
+    def _lines(self, lines: Iterable[bytes]) -> Iterator[tuple[int, msgspec.Raw]]:
+        self.place = "lines"
+        return self._not_blank(lines)
+
+    def _not_blank(self, lines: Iterable[bytes]) -> Iterator[tuple[int, msgspec.Raw]]:
+        blank = 0
+        for number, line in enumerate(lines, 1):
+            # Some editors and shells begin files with a byte order mark.
+            content = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if content and not content.isspace():
+                yield number, msgspec.Raw(content)
+                continue
+            blank += 1
+            if blank > _MAX_BLANK:
+                raise ValidationFailed.of(f"More than {_MAX_BLANK} lines are blank.", "lines")
+
+
+def _no_requests(what: str) -> ValidationFailed:
+    return ValidationFailed.of(
+        "Not requests: they are dicts, JSONL as a pathlib.Path or a file that is open for reading bytes, "
+        f"or the bytes of a JSON array, not {what}.",
+        "requests",
+    )
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        raise ValidationFailed.of(f"The file cannot be read: {error.strerror}.", "requests") from None
+
+
+def _encoded(request: object) -> msgspec.Raw | WrongRequest:
+    try:
+        # The standard library's encoder keeps integers of any size, and can refuse NaN.
+        return msgspec.Raw(json.dumps(request, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        return WrongRequest(f"Not JSON: {error}")
+
+
+def checked(content: msgspec.Raw | WrongRequest) -> Request:
+    """Return the parts of a request.
+
+    Raises:
+        WrongRequest: It is none.
+    """
+    if isinstance(content, WrongRequest):
+        raise content
+    if size(content) > LONGEST_REQUEST:
+        raise WrongRequest(f"Longer than {LONGEST_REQUEST} bytes.")
+    try:
+        request: Request = _decode(content)
+        check_text(content)
+    except UnicodeDecodeError as error:
+        raise WrongRequest(f"Not valid UTF-8: {error.reason} at byte {error.start}.") from None
+    except msgspec.ValidationError:
+        raise _what_is_wrong(content) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _broken(error) from None
+    if not request.custom_id:
+        raise WrongRequest("Shorter than minimum length 1.", "custom_id")
+    if len(request.custom_id) > MAX_CUSTOM_ID_LENGTH:
+        raise WrongRequest(f"Longer than maximum length {MAX_CUSTOM_ID_LENGTH}.", "custom_id")
+    return request
+
+
+def parameters(body: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Return what a body says, name by name, as bytes.
+
+    Raises:
+        WrongRequest: It is no object, or too large a one.
+    """
+    try:
+        return read_object(body)
+    except TooMany as error:
+        raise WrongRequest(str(error), "body") from None
+    except msgspec.ValidationError:
+        raise WrongRequest("Not a valid mapping type.", "body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _broken(error) from None
+
+
+def _broken(error: Exception) -> WrongRequest:
+    return WrongRequest(f"Not valid JSON: {error}.")
+
+
+def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
+    """Return in marshmallow's words which field does not fit."""
+    try:
+        fields: _Fields = _decode_fields(content)
+    except msgspec.ValidationError:
+        return WrongRequest("Not a valid mapping type.")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _broken(error)
+    if fields.custom_id is msgspec.UNSET:
+        return WrongRequest(REQUIRED, "custom_id")
+    if bytes(memoryview(fields.custom_id)[:1]) != b'"':
+        return WrongRequest("Not a valid string.", "custom_id")
+    if fields.body is msgspec.UNSET:
+        return WrongRequest(REQUIRED, "body")
+    return WrongRequest("Not a request.")
+
+
+class Problems:
+    """The wrong requests of a batch: the first ones by number, and how many more there are."""
+
+    def __init__(self, place: str) -> None:
+        self.count = 0
+        self._place = place
+        self._named: list[Problem] = []
+        self._all_unsupported = True
+
+    def add(self, number: int, problem: WrongRequest) -> None:
+        """Note that a request is wrong."""
+        self.count += 1
+        self._all_unsupported &= problem.unsupported
+        if self.count <= MAX_ERRORS:
+            path = (step if isinstance(step, int) else step[:_LONGEST_NAME] for step in problem.path)
+            self._named.append(Problem((self._place, number, *path), problem.message))
+
+    def raise_if_any(self) -> None:
+        """Raise an error if a request is wrong.
+
+        Raises:
+            UnsupportedParameters: The provider does not take parameters, and nothing else is wrong.
+            ValidationFailed: Something else is wrong.
+        """
+        if self.count > MAX_ERRORS:
+            self._named.append(Problem((self._place,), f"{self.count - MAX_ERRORS} more requests are wrong."))
+        if self.count:
+            raise (UnsupportedParameters if self._all_unsupported else ValidationFailed)(self._named)

@@ -1,0 +1,399 @@
+"""The batches that we were asked to make."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from flask_llm_batches.batch import FINISHED, Batch, own_id, uid_of
+from flask_llm_batches.store import idempotency, manifests
+from flask_llm_batches.store.leases import extend_lease, new_lease
+from flask_llm_batches.store.models import UNSETTLED, BatchRow, Record
+from flask_llm_batches.store.store import CommitUnknown, Store, is_owned, patient_transaction, transaction
+from flask_llm_batches.store.usage import Tokens, Usage, find_usage, insert_usage
+
+logger = logging.getLogger(__name__)
+
+SETTLED = ("accepted", "failed")
+"""The states of a batch of which it is known whether the provider has it."""
+
+_NOT_THERE = {
+    "code": "not_created",
+    "line": None,
+    "message": "The provider has no such batch: nothing of it has run, and nothing was billed.",
+    "param": None,
+}
+
+_ID_TAKEN = {
+    "code": "id_taken",
+    "line": None,
+    "message": "The provider has given the id of this batch to another one, and has this one no more.",
+    "param": None,
+}
+
+_OLDER = 60  # seconds between two batches of one id, at least
+
+LOST_AFTER = 24 * 3600
+"""Seconds for which a provider must have said that it has no such batch until the batch counts as failed."""
+
+_LOST = {
+    "code": "lost",
+    "line": None,
+    "message": "The provider has had no such batch for more than a day.",
+    "param": None,
+}
+
+# Rows are read and written without the ORM's session: that takes a third of the time, in every call.
+_RECORD = select(*(getattr(BatchRow, name) for name in Record.__slots__))
+_UNSETTLED = ("submitting", "unknown")
+_SHOWN = _RECORD.where(BatchRow.status.is_not(None))
+_BY_OWNER = "FORCE INDEX (ix_llm_batches_batch_owner_id)"
+_FIND = _RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
+
+
+class IdTaken(Exception):
+    """A provider gave a batch an id that another one of its batches is recorded with."""
+
+
+class Batches(Store):
+    """The batches of one app."""
+
+    def begin(
+        self,
+        *,
+        provider: str,
+        owner: str,
+        model: str,
+        custom_ids: Collection[str],
+        asked_for: Mapping[str, Any],
+        key: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Note that a batch is about to be submitted, and what is in it. The caller holds its lease.
+
+        Args:
+            provider: As ``BatchRow`` has them, like the next ones.
+            owner: See there.
+            model: See there.
+            custom_ids: What is in it.
+            asked_for: Its endpoint, window and metadata, for the first snapshot.
+            key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
+
+        Raises:
+            KeyUsed: The key was used before.
+        """
+        uid, now = uuid.uuid4().hex, int(time.time())
+        first = Batch(
+            id=own_id(uid),
+            provider=provider,
+            status="validating",
+            created_at=now,
+            request_counts={"total": len(custom_ids), "completed": 0, "failed": 0},
+        )
+        values: dict[str, Any] = {
+            "uid": uid,
+            "state": "submitting",
+            "provider": provider,
+            "owner": owner,
+            "model": model,
+            "requests": len(custom_ids),
+            "status": first.status,
+            "snapshot": first.remembering({**asked_for, "model": model}).to_dict(),
+            "created_at": now,
+            **new_lease(),
+        }
+        # Before the transaction: whoever comes with the same key waits for it.
+        manifest = manifests.pack(uid, custom_ids)
+        try:
+            return self._begin(values, manifest, key)
+        except CommitUnknown:
+            if (record := self.by_uid(uid)) is None:
+                raise
+            return record
+
+    @transaction
+    def _begin(
+        self,
+        connection: Connection,
+        values: dict[str, Any],
+        manifest: Sequence[Mapping[str, Any]],
+        key: Mapping[str, str] | None,
+    ) -> Record:
+        if key is not None:
+            idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
+        made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
+        manifests.insert_manifest(connection, manifest)
+        unknown: dict[str, Any] = dict.fromkeys(("batch_id", "refreshed_at", "missing_since", "accounted_at"))
+        return Record(id=made[0] if made else 0, **unknown, **values)
+
+    @transaction
+    def extend_lease(self, connection: Connection, record: Record) -> bool:
+        """Extend the lease of the process that submits a batch; return False if it has ended."""
+        return extend_lease(connection, BatchRow, BatchRow.id == record.id, record.lease_token)
+
+    def accepted(
+        self, record: Record, batch: Batch, *, requested_by: str, token: str | None = None
+    ) -> Usage | None:
+        """Note that the provider has a batch, once; whoever comes second gets None.
+
+        Args:
+            record: The batch, as it was.
+            batch: The batch, as the provider shows it.
+            requested_by: Who asked for it.
+            token: Names who notes it; a call that is repeated with the same token is the first one.
+
+        Raises:
+            IdTaken: The id is that of another batch.
+        """
+        return self._accepted(record, batch, requested_by, token or uuid.uuid4().hex)
+
+    @patient_transaction
+    def _accepted(
+        self, connection: Connection, record: Record, batch: Batch, requested_by: str, token: str
+    ) -> Usage | None:
+        this = BatchRow.id == record.id
+        claim = update(BatchRow).where(this, BatchRow.state != "accepted")
+        values = {"batch_id": batch.id, "status": batch.status, "snapshot": batch.to_dict()}
+        lease = {"lease_token": token, "lease_until": None}
+        _take_id(connection, record, batch)
+        try:
+            claimed = connection.execute(claim.values(state="accepted", **values, **lease)).rowcount
+        except IntegrityError:
+            raise IdTaken from None
+        if claimed == 0:
+            # The commit of an earlier attempt may have come through although the connection broke.
+            if connection.execute(select(BatchRow.lease_token).where(this)).scalar() != token:
+                return None
+            return find_usage(connection, record, "create")
+        idempotency.answered(connection, record.uid, batch)
+        return insert_usage(connection, record, "create", requested_by=requested_by, requests=record.requests)
+
+    @patient_transaction
+    def not_accepted(
+        self, connection: Connection, record: Record, *, state: str, error: str, requested_by: str
+    ) -> Usage | None:
+        """Note that a submit failed: ``failed`` if there is no batch, ``unknown`` if there may be one.
+
+        Returns:
+            The usage; None if the batch is settled already.
+        """
+        claim = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state == "submitting")
+        values: dict[str, Any] = {"state": state, "lease_token": None, "lease_until": int(time.time())}
+        if state == "failed":
+            values["status"] = None
+        if connection.execute(claim.values(values)).rowcount == 0:
+            return None
+        if state == "failed":
+            idempotency.free(connection, record.uid)
+            manifests.delete_manifest(connection, record.uid)
+        return insert_usage(
+            connection,
+            record,
+            "create_failed",
+            requested_by=requested_by,
+            requests=record.requests,
+            error=error,
+        )
+
+    def seen(self, record: Record, batch: Batch) -> tuple[Batch, bool]:
+        """Keep a batch as a provider has just shown it.
+
+        Returns:
+            How it is, and whether this call changed its status. Once it has ended, nothing older counts.
+        """
+        if record.missing_since is None and batch.to_dict() == record.snapshot:
+            return batch, False
+        return self._changed(record, batch)
+
+    @transaction
+    def _changed(self, connection: Connection, record: Record, batch: Batch) -> tuple[Batch, bool]:
+        this = BatchRow.id == record.id
+        news = this, BatchRow.status != batch.status, BatchRow.status.not_in(FINISHED)
+        values: dict[str, Any] = {
+            "status": batch.status,
+            "snapshot": batch.to_dict(),
+            "missing_since": None,
+        }
+        if connection.execute(update(BatchRow).where(*news).values(values)).rowcount == 1:
+            return batch, True
+        same = update(BatchRow).where(this, BatchRow.status == batch.status)
+        if connection.execute(same.values(values)).rowcount == 1:
+            return batch, False
+        known = connection.execute(select(BatchRow.snapshot).where(this)).scalar_one()
+        return Batch.from_dict(known, record.provider), False
+
+    @transaction
+    def missing(self, connection: Connection, record: Record) -> Batch | None:
+        """Note that the provider says that it has no such batch.
+
+        Returns:
+            The batch, failed, if this call found that it has been missing for long; otherwise None.
+        """
+        now = int(time.time())
+        running = BatchRow.id == record.id, BatchRow.status.not_in(FINISHED)
+        if record.missing_since is None:
+            first = update(BatchRow).where(*running, BatchRow.missing_since.is_(None))
+            connection.execute(first.values(missing_since=now))
+            return None
+        lost = record.snapshot | {
+            "status": "failed",
+            "failed_at": now,
+            "errors": {"object": "list", "data": [_LOST]},
+        }
+        long_ago = BatchRow.missing_since <= now - LOST_AFTER
+        claim = update(BatchRow).where(*running, long_ago).values(status="failed", snapshot=lost)
+        claimed = connection.execute(claim).rowcount == 1
+        return Batch.from_dict(lost, record.provider) if claimed else None
+
+    @transaction
+    def unsettled(
+        self, connection: Connection, *, owner: str | None = None, provider: str | None = None
+    ) -> Sequence[Record]:
+        """Give the batches of which nobody knows whether they are at the provider, oldest first.
+
+        Those that are being submitted at this moment are among them.
+        """
+        # In these words, or SQLite does not see which index has them.
+        query = _RECORD.where(text(UNSETTLED))
+        if owner is not None:
+            query = query.where(is_owned(BatchRow.owner, owner))
+        if provider is not None:
+            query = query.where(BatchRow.provider == provider)
+        # Sorted here, or SQLite takes the index of all the owner's batches, which has their order.
+        return sorted((Record(*row) for row in connection.execute(query)), key=lambda record: record.id)
+
+    @transaction
+    def not_there(self, connection: Connection, record: Record) -> bool:
+        """Note that the provider does not have an unsettled batch; return False if it is settled already.
+
+        Its key, if it has one, stays with it: the batch may turn up after all.
+        """
+        errors = {"object": "list", "data": [_NOT_THERE]}
+        shown = record.snapshot | {"status": "failed", "failed_at": int(time.time()), "errors": errors}
+        this = BatchRow.id == record.id, BatchRow.lease_until == record.lease_until
+        claim = update(BatchRow).where(*this, BatchRow.state.in_(_UNSETTLED))
+        values = {"state": "failed", "status": "failed", "snapshot": shown}
+        return connection.execute(claim.values(values)).rowcount == 1
+
+    @transaction
+    def by_uid(self, connection: Connection, uid: str) -> Record | None:
+        """Find a batch by our own id."""
+        row = connection.execute(_RECORD.where(BatchRow.uid == uid)).first()
+        return None if row is None else Record(*row)
+
+    @transaction
+    def by_uids(self, connection: Connection, uids: Collection[str]) -> Sequence[Record]:
+        """Find the batches with any of our own ids."""
+        return [Record(*row) for row in connection.execute(_RECORD.where(BatchRow.uid.in_(uids)))]
+
+    @transaction
+    def claim_refresh(
+        self, connection: Connection, records: Sequence[Record], *, before: int
+    ) -> Sequence[Record]:
+        """Give those of the records that no list has asked after since then; nobody else gets the same."""
+        now = int(time.time())
+        claimed = []
+        for record in records:
+            stale = or_(BatchRow.refreshed_at.is_(None), BatchRow.refreshed_at <= before)
+            claim = update(BatchRow).where(BatchRow.id == record.id, stale).values(refreshed_at=now)
+            if connection.execute(claim).rowcount == 1:
+                claimed.append(record)
+        return claimed
+
+    @transaction
+    def find(self, connection: Connection, batch_id: str) -> list[Record]:
+        """Find the batches with a provider's id, or an id of ours.
+
+        They are more than one if providers gave out the same id.
+        """
+        rows = connection.execute(_FIND, {"batch_id": batch_id}).all()
+        if not rows and (uid := uid_of(batch_id)) is not None:
+            # One that was refused was never shown to anybody.
+            rows = connection.execute(_SHOWN.where(BatchRow.uid == uid)).all()
+        return [Record(*row) for row in rows]
+
+    @transaction
+    def find_all(self, connection: Connection, batch_ids: Collection[str]) -> Sequence[Record]:
+        """Find the batches with any of these ids."""
+        query = _RECORD.where(BatchRow.batch_id.in_(batch_ids))
+        return [Record(*row) for row in connection.execute(query)]
+
+    @transaction
+    def list(
+        self, connection: Connection, *, owner: str, provider: str | None, after: Record | None, limit: int
+    ) -> tuple[list[Record], bool]:
+        """List an owner's batches, newest first, and say whether there are more.
+
+        Those that are being submitted or looked for are among them, and those that are not there; those that
+        the provider refused are not.
+        """
+        query = _SHOWN.where(is_owned(BatchRow.owner, owner))
+        if provider is not None:
+            query = query.where(BatchRow.provider == provider)
+        if after is not None:
+            query = query.where(BatchRow.id < after.id)
+        # MariaDB would read all that is newer than the page.
+        query = query.with_hint(BatchRow, _BY_OWNER, "mysql").with_hint(BatchRow, _BY_OWNER, "mariadb")
+        rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
+        return [Record(*row) for row in rows[:limit]], len(rows) > limit
+
+    @transaction
+    def account(
+        self,
+        connection: Connection,
+        record: Record,
+        tokens: Tokens,
+        *,
+        requested_by: str,
+        rows: int,
+        cost: Decimal | None,
+    ) -> Usage | None:
+        """Put a batch's results into the usage, once; whoever comes second is given None."""
+        claim = (
+            update(BatchRow)
+            .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
+            .values(accounted_at=int(time.time()))
+        )
+        if connection.execute(claim).rowcount == 0:
+            return None
+        return insert_usage(
+            connection,
+            record,
+            "results",
+            requested_by=requested_by,
+            requests=rows,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cached_tokens=tokens.cached,
+            total_tokens=tokens.total,
+            cost=cost,
+        )
+
+
+def _take_id(connection: Connection, record: Record, batch: Batch) -> None:
+    """Take a provider's id from an older batch, which is shown with an id of ours from now on.
+
+    Providers that lose their batches may count from one again. What they have under the id is the new batch.
+    """
+    query = _RECORD.where(
+        BatchRow.provider == record.provider, BatchRow.batch_id == batch.id, BatchRow.id != record.id
+    )
+    for row in connection.execute(query).all():
+        old = Record(*row)
+        if batch.created_at <= old.snapshot["created_at"] + _OLDER:
+            continue  # it may be the same batch
+        logger.warning(
+            "provider %r has given the id %r of %s to %s", old.provider, batch.id, old.uid, record.uid
+        )
+        shown = old.snapshot | {"id": own_id(old.uid), "output_file_id": None, "error_file_id": None}
+        if old.status not in FINISHED:
+            shown |= {"status": "failed", "errors": {"object": "list", "data": [_ID_TAKEN]}}
+        values = {"batch_id": None, "status": shown["status"], "snapshot": shown}
+        connection.execute(update(BatchRow).where(BatchRow.id == old.id).values(values))
+        idempotency.answered(connection, old.uid, Batch.from_dict(shown, old.provider))

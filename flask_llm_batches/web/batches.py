@@ -1,0 +1,97 @@
+"""The views of batches: load, call the service, dump."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from flask import Response, request
+
+from flask_llm_batches.core.idempotency import HEADER as IDEMPOTENCY_KEY
+from flask_llm_batches.core.requests import LONGEST_REQUEST
+from flask_llm_batches.current import current_llm_batches
+from flask_llm_batches.errors import Forbidden, UnsupportedMediaType
+from flask_llm_batches.jsonl import NDJSON, split_lines
+from flask_llm_batches.web.auth import caller
+from flask_llm_batches.web.body import read_body
+from flask_llm_batches.web.responses import answer
+from flask_llm_batches.web.schemas import load_query
+from flask_llm_batches.web.schemas.batches import (
+    BatchListSchema,
+    BatchQuerySchema,
+    BatchSchema,
+    CheckedSchema,
+    CreateQuerySchema,
+    LinesQuerySchema,
+    ListQuerySchema,
+    load_create,
+)
+from flask_llm_batches.web.schemas.results import ResultsQuerySchema
+from flask_llm_batches.web.stream import caller_waits, json_stream, ndjson_stream
+
+# Made once: a schema copies all its fields when it is made.
+BATCH, BATCH_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
+CREATE_QUERY, LINES_QUERY = CreateQuerySchema(), LinesQuerySchema()
+BATCH_QUERY, LIST_QUERY, RESULTS_QUERY = BatchQuerySchema(), ListQuerySchema(), ResultsQuerySchema()
+
+ROW_TYPES = ("application/json", *NDJSON)
+
+
+def create() -> Response:
+    body = read_body()
+    if request.mimetype in NDJSON:
+        data = load_query(LINES_QUERY) | {"requests": split_lines(body, longest=LONGEST_REQUEST)}
+    else:
+        content = BytesIO()  # gives what it holds: a list of chunks and their sum would be twice the body
+        for chunk in body:
+            if not request.is_json:
+                raise UnsupportedMediaType(f"The Content-Type of a create must be {' or '.join(ROW_TYPES)}")
+            content.write(chunk)
+        dry_run = load_query(CREATE_QUERY)["dry_run"]
+        data = load_create(content.getvalue())
+        data["dry_run"] |= dry_run
+    user, dry_run = data.pop("user"), data.pop("dry_run")
+    principal = caller()
+    if user not in (None, principal.owner) and not principal.admin:
+        raise Forbidden("Only an admin may name another user than themselves", param="user")
+    data |= {"owner": user or principal.owner, "idempotency_key": request.headers.get(IDEMPOTENCY_KEY)}
+    if dry_run:
+        return answer(CHECKED, current_llm_batches.check(**data))
+    batch = current_llm_batches.create(requested_by=principal.owner, **data)
+    response = answer(BATCH, batch)
+    if batch.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response
+
+
+def list_batches() -> Response:
+    query = load_query(LIST_QUERY)
+    return answer(BATCH_LIST, current_llm_batches.list(owner=caller(), **query))
+
+
+def retrieve(batch_id: str) -> Response:
+    query = load_query(BATCH_QUERY)
+    batch = current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=caller(), **query)
+    return answer(BATCH, batch)
+
+
+def cancel(batch_id: str) -> Response:
+    query = load_query(BATCH_QUERY)
+    return answer(BATCH, current_llm_batches.cancel(batch_id, owner=caller(), **query))
+
+
+def results(batch_id: str) -> Response:
+    query = load_query(RESULTS_QUERY)
+    mimetype = request.accept_mimetypes.best_match(ROW_TYPES, "application/json")
+    if request.method == "HEAD":
+        current_llm_batches.check_results(batch_id, owner=caller(), provider=query.get("provider"))
+        return Response(iter(()), mimetype=mimetype)  # of a length that nobody knows
+    rows = current_llm_batches.results(
+        batch_id,
+        owner=caller(),
+        requested_by=caller().owner,
+        keep_waiting=caller_waits(request.environ),
+        **query,
+    )
+    response = Response((ndjson_stream if mimetype in NDJSON else json_stream)(rows), mimetype=mimetype)
+    response.call_on_close(rows.close)
+    return response

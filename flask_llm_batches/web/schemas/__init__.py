@@ -1,0 +1,108 @@
+"""marshmallow schemas of every request, response and error: one file per resource."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from flask import request
+from marshmallow import EXCLUDE, Schema, ValidationError
+
+from flask_llm_batches.errors import Problem, ValidationFailed
+
+_LONGEST_NAME = 100  # of a field, in an answer
+
+
+class RequestSchema(Schema):
+    """Unknown keys of a body are ignored: clients send some that only other gateways know."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+def load_query(schema: Schema) -> dict[str, Any]:
+    """Return what the query of the request says.
+
+    Raises:
+        ValidationFailed: It does not fit, or has a parameter that is not known here.
+    """
+    given = request.args.to_dict()
+    unknown = [
+        Problem((name[:_LONGEST_NAME],), _unknown(name, schema.fields))
+        for name in given.keys() - schema.fields.keys()
+    ]
+    if unknown:
+        raise ValidationFailed(unknown, in_query=True)
+    return load(schema, given, in_query=True)
+
+
+def check_spelling(names: Iterable[str], known: Collection[str]) -> None:
+    """Check that no unknown name of a body is a known one that is misspelt.
+
+    Raises:
+        ValidationFailed: One is two letters from a known one, or less.
+    """
+    wrong = [name for name in names if name not in known and near(name, known) is not None]
+    if wrong:
+        raise ValidationFailed(Problem((name,), _unknown(name, known)) for name in wrong)
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    meant = near(name, known)
+    if meant is not None:
+        return f"Unknown field; did you mean {meant}?"
+    return f"Unknown field; known are: {', '.join(sorted(known)) or 'none'}."
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name from which another one is at most two letters away."""
+    return next(
+        (one for one in known if abs(len(one) - len(name)) <= _TYPOS and _edits(one, name) <= _TYPOS), None
+    )
+
+
+_TYPOS = 2
+
+
+def _edits(one: str, other: str) -> int:
+    """Return how many letters must be put in, taken out or replaced to make one word of another."""
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        left, row[0] = row[0], i
+        for j, its in enumerate(other, 1):
+            left, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, left + (letter != its))
+    return row[-1]
+
+
+def load(schema: Schema, data: Mapping[str, Any], *, in_query: bool = False) -> dict[str, Any]:
+    """Check data against a schema, and return what it loads.
+
+    Args:
+        schema: The schema.
+        data: The data.
+        in_query: Whether they are the query of a URL.
+
+    Raises:
+        ValidationFailed: The data does not fit.
+    """
+    try:
+        loaded: dict[str, Any] = schema.load(data)
+    except ValidationError as error:
+        problems = _problems(error.normalized_messages())  # type: ignore[no-untyped-call]
+        raise ValidationFailed(problems, in_query=in_query) from None
+    return loaded
+
+
+def _problems(messages: Any, path: tuple[Any, ...] = ()) -> Iterator[Problem]:
+    """Yield each of marshmallow's nested messages with the path to its field."""
+    if isinstance(messages, Mapping):
+        for key, inner in messages.items():
+            # Neither is a name of the caller's: "_schema" is the whole, and for a dict marshmallow tells
+            # what is wrong with a key from what is wrong with its value.
+            unnamed = key == "_schema" or (
+                key in ("key", "value") and path[:1] == ("metadata",) and len(path) > 1
+            )
+            yield from _problems(inner, path if unnamed else (*path, key))
+        return
+    for text in messages if isinstance(messages, list) else [messages]:
+        yield Problem(path, str(text))

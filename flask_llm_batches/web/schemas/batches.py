@@ -1,0 +1,254 @@
+"""Batches: what a create takes, and what is answered."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from typing import Any
+
+import msgspec
+from marshmallow import Schema, ValidationError, fields, validate
+
+from flask_llm_batches.batch import STATUSES
+from flask_llm_batches.core.create import (
+    DEFAULT_ENDPOINT,
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+)
+from flask_llm_batches.core.requests import MAX_CUSTOM_ID_LENGTH
+from flask_llm_batches.errors import InvalidJSON, ValidationFailed
+from flask_llm_batches.principal import MAX_OWNER_LENGTH, has_control_characters
+from flask_llm_batches.untrusted import size
+from flask_llm_batches.web.schemas import RequestSchema, check_spelling, load
+
+
+def no_control_characters(text: str) -> None:
+    """Refuse what could pretend to be several lines."""
+    if has_control_characters(text):
+        raise ValidationError("May not contain control characters.")
+
+
+class RawArray(fields.Field[msgspec.Raw]):
+    """The bytes of a JSON array, which are handed on as they are: the spool checks what is in it."""
+
+    default_error_messages = {"invalid": "Not a valid list."}  # noqa: RUF012  # as marshmallow declares it
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> msgspec.Raw:
+        if not (isinstance(value, msgspec.Raw) and bytes(memoryview(value)[:1]) == b"["):
+            raise self.make_error("invalid")
+        return value
+
+
+class JSONObject(fields.Dict):
+    """An object as JSON text, in a query."""
+
+    default_error_messages = {"invalid": 'Not JSON such as {{"team": "search"}}.'}  # noqa: RUF012  # see above
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        try:
+            pairs = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            raise self.make_error("invalid") from None
+        return super()._deserialize(pairs, attr, data, **kwargs)  # type: ignore[no-untyped-call]
+
+
+_ID_OR_NULL = {"type": ["string", "null"]}
+_REQUESTS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["custom_id", "body"],
+        "properties": {
+            "custom_id": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": MAX_CUSTOM_ID_LENGTH,
+                "description": "Unique in the batch.",
+            },
+            "body": {"type": "object", "description": "What the endpoint takes."},
+        },
+    },
+}
+
+
+class CreateQuerySchema(RequestSchema):
+    dry_run = fields.Boolean(
+        load_default=False, metadata={"description": "Check everything, and send nothing."}
+    )
+
+
+class _AskedSchema(RequestSchema):
+    """What a create says besides its requests."""
+
+    model = fields.String(
+        load_default=None,
+        validate=validate.Length(min=1, max=255),
+        metadata={
+            "description": "`provider:model`; may be left out if every request names it so.",
+            "pattern": "^[^:/]+[:/].+",
+        },
+    )
+    completion_window = fields.String(
+        load_default="24h", validate=[validate.Length(min=1, max=64), no_control_characters]
+    )
+    endpoint = fields.String(
+        load_default=DEFAULT_ENDPOINT,
+        validate=validate.Regexp(
+            r"/[A-Za-z0-9_./-]{1,255}\Z", error="Not a path such as /v1/chat/completions."
+        ),
+        metadata={"pattern": "^/[A-Za-z0-9_./-]{1,255}$"},  # "\\Z" is Python's own
+    )
+    user = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(min=1, max=MAX_OWNER_LENGTH), no_control_characters],
+    )
+
+
+def _check_number(pairs: dict[str, str]) -> None:
+    # Of marshmallow's Length, OpenAPI would make the maxLength of a string.
+    if len(pairs) > MAX_METADATA:
+        raise ValidationError(f"Longer than maximum length {MAX_METADATA}.")
+
+
+def _pairs(kind: type[fields.Dict]) -> fields.Dict:
+    return kind(
+        keys=fields.String(validate=validate.Length(min=1, max=MAX_METADATA_KEY)),
+        values=fields.String(validate=validate.Length(max=MAX_METADATA_VALUE)),
+        load_default=None,
+        allow_none=True,
+        validate=_check_number,
+        metadata={
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_KEY},
+        },
+    )
+
+
+class LinesQuerySchema(CreateQuerySchema, _AskedSchema):
+    """The query of a create whose body is JSONL."""
+
+    metadata = _pairs(JSONObject)
+
+
+class CreateBatchSchema(CreateQuerySchema, _AskedSchema):
+    requests = RawArray(required=True, metadata=_REQUESTS)
+    metadata = _pairs(fields.Dict)
+
+
+class CheckedSchema(Schema):
+    """What a dry run found: nothing wrong."""
+
+    valid = fields.Constant(True, required=True, metadata={"type": "boolean", "enum": [True]})
+    requests = fields.Integer(required=True)
+    bytes = fields.Integer(required=True, attribute="size")
+    provider = fields.String(required=True)
+    warnings = fields.List(fields.String(), required=True)
+
+
+class BatchQuerySchema(RequestSchema):
+    provider = fields.String(validate=validate.Length(min=1))
+
+
+class ListQuerySchema(BatchQuerySchema):
+    after = fields.String(validate=validate.Length(min=1, max=512))
+    limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=100))
+
+
+def _nullable_time(moment: str) -> fields.Integer:
+    return fields.Integer(required=True, allow_none=True, metadata={"description": f"When it {moment}."})
+
+
+class RequestCountsSchema(Schema):
+    total = fields.Integer(required=True)
+    completed = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+
+
+class BatchSchema(Schema):
+    """OpenAI's batch object, every field always present, and ``provider``. Times are Unix seconds."""
+
+    id = fields.String(required=True)
+    object = fields.String(required=True, validate=validate.Equal("batch"))
+    provider = fields.String(required=True)
+    endpoint = fields.String(required=True, allow_none=True)
+    model = fields.String(required=True, allow_none=True)
+    errors = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+    input_file_id = fields.String(required=True, allow_none=True)
+    completion_window = fields.String(required=True, allow_none=True)
+    status = fields.String(required=True, validate=validate.OneOf(sorted(STATUSES)))
+    output_file_id = fields.String(required=True, allow_none=True)
+    error_file_id = fields.String(required=True, allow_none=True)
+    created_at = fields.Integer(required=True)
+    in_progress_at = _nullable_time("began to run")
+    expires_at = _nullable_time("will expire")
+    finalizing_at = _nullable_time("began to write its output")
+    completed_at = _nullable_time("was completed")
+    failed_at = _nullable_time("failed")
+    expired_at = _nullable_time("expired")
+    cancelling_at = _nullable_time("began to be cancelled")
+    cancelled_at = _nullable_time("was cancelled")
+    request_counts = fields.Nested(RequestCountsSchema, required=True, allow_none=True)
+    metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True, allow_none=True)
+    usage = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+
+
+class BatchListSchema(Schema):
+    object = fields.Constant("list", required=True, metadata={"type": "string", "enum": ["list"]})
+    data = fields.List(fields.Nested(BatchSchema), attribute="batches", required=True)
+    first_id = fields.Function(
+        lambda page: page.batches[0].id if page.batches else None, metadata=_ID_OR_NULL
+    )
+    last_id = fields.Function(
+        lambda page: page.batches[-1].id if page.batches else None, metadata=_ID_OR_NULL
+    )
+    has_more = fields.Boolean(required=True)
+
+
+_CREATE = CreateBatchSchema()
+_Fields = msgspec.defstruct(
+    "_Fields", [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in _CREATE.fields]
+)
+
+# Decoded, they take many times their size; metadata, with every character escaped, have half of it.
+_LONGEST_FIELD = 1 << 18
+
+
+def load_create(body: bytes) -> dict[str, Any]:
+    """Read the body of a create; its requests stay bytes.
+
+    Raises:
+        InvalidJSON: It is not JSON.
+        ValidationFailed: Fields are missing or wrong.
+    """
+    content = memoryview(body)[len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0 :]
+    if not content or body.isspace():
+        raise ValidationFailed.of("The body is empty: send a JSON object.")
+    try:
+        values = _known_values(content)
+        requests = values.pop("requests", None)
+        for name, value in values.items():
+            if size(value) > _LONGEST_FIELD:
+                raise ValidationFailed.of(f"Larger than {_LONGEST_FIELD} bytes.", name)
+        data = {name: msgspec.json.decode(value) for name, value in values.items()}
+    except msgspec.ValidationError:
+        raise ValidationFailed.of("The body must be a JSON object.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidJSON(f"The body is not valid JSON: {error}") from None
+    return load(_CREATE, data if requests is None else {**data, "requests": requests})
+
+
+def _known_values(content: memoryview) -> dict[str, msgspec.Raw]:
+    """Return the values of the fields of a create, as bytes.
+
+    Other fields are not looked at if they are large: there may be millions of them.
+    """
+    known = {
+        name: value
+        for name, value in msgspec.structs.asdict(msgspec.json.decode(content, type=_Fields)).items()
+        if value is not msgspec.UNSET
+    }
+    if content.nbytes - sum(map(size, known.values())) <= _LONGEST_FIELD:
+        check_spelling(msgspec.json.decode(content, type=dict[str, msgspec.Raw]), _CREATE.fields)
+    return known

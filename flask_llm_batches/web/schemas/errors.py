@@ -1,0 +1,35 @@
+"""Errors."""
+
+from __future__ import annotations
+
+from marshmallow import Schema, fields
+
+_FIELD_DETAILS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type", "loc", "msg"],
+        "properties": {
+            "type": {"type": "string"},
+            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "msg": {"type": "string"},
+        },
+    },
+}
+
+
+class ErrorDetailsSchema(Schema):
+    """What OpenAI's SDKs read of an error."""
+
+    message = fields.String(required=True)
+    type = fields.String(required=True)
+    code = fields.String(required=True)
+    param = fields.String(required=True, allow_none=True)
+
+
+class ErrorSchema(Schema):
+    """An error; ``detail`` is what the otari family of clients reads: a string, or a list of fields."""
+
+    detail = fields.Raw(required=True, metadata={"anyOf": [{"type": "string"}, _FIELD_DETAILS]})
+    error = fields.Nested(ErrorDetailsSchema, required=True)
+    status = fields.String(metadata={"description": "The batch's, with a 409 of its results."})
