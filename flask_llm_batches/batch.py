@@ -130,7 +130,7 @@ class Batch:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every field, nulls included, as JSON types."""
+        """Return every field, nulls included, as JSON types."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "replayed"}
 
     def remembering(self, known: Mapping[str, Any]) -> Self:
@@ -234,7 +234,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     error: RowError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as JSON types."""
+        """Return it as JSON types."""
         return {
             "custom_id": self.custom_id,
             "result": None if self.result is None else json.loads(bytes(self.result)),

@@ -11,7 +11,7 @@ _ID = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f-\x9f\ud800-\udfff?
 
 
 def is_id(value: object) -> bool:
-    """Say whether something can be an id of a provider's."""
+    """Return whether something can be an id of a provider's."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
@@ -40,7 +40,7 @@ def _id(value: object) -> str | None:
 
 
 def _is_whole(text: object) -> bool:
-    """Say whether something is text without half a character in it, which no database takes."""
+    """Return whether something is text without half a character in it, which no database takes."""
     return isinstance(text, str) and _HALF.search(text) is None
 
 

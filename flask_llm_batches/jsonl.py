@@ -21,7 +21,7 @@ class Lines:
         self._room = self._longest = longest
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Give the lines that end in this chunk."""
+        """Return the lines that end in this chunk."""
         first, *others = chunk.split(b"\n")
         self._keep(first)
         if not others:
@@ -42,7 +42,7 @@ class Lines:
         self._room -= len(piece)
 
     def rest(self) -> bytes:
-        """Give what came after the last line feed."""
+        """Return what came after the last line feed."""
         return b"".join(self._unfinished)
 
 

@@ -148,7 +148,7 @@ def admin(app: Flask) -> FlaskClient:
 
 
 def client_of(app: Flask, user: str | None) -> FlaskClient:
-    """Give a client that is a user of the host, or the bearer of the master key."""
+    """Return a client that is a user of the host, or the bearer of the master key."""
     client = app.test_client()
     environ: dict[str, Any] = client.environ_base
     environ["HTTP_X_USER" if user else "HTTP_X_API_KEY"] = user or MASTER_KEY

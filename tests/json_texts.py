@@ -20,7 +20,7 @@ STRINGS = ('"\u2028\u2029\u0085"', r'"\u2028\n\r\u0000\/"', '"\\ud83d\\ude00😀
 
 
 def strings() -> st.SearchStrategy[str]:
-    """Give strings as JSON, escaped in one way or another."""
+    """Return strings as JSON, escaped in one way or another."""
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     return st.sampled_from(STRINGS) | st.builds(
         lambda value, ascii_only: json.dumps(value, ensure_ascii=ascii_only), text, st.booleans()
@@ -28,7 +28,7 @@ def strings() -> st.SearchStrategy[str]:
 
 
 def values(white_space: str) -> st.SearchStrategy[str]:
-    """Give JSON of any kind, with such white space between its parts."""
+    """Return JSON of any kind, with such white space between its parts."""
     space = st.text(white_space, max_size=2)
     scalars = st.sampled_from([*NUMBERS, "true", "false", "null"]) | st.integers().map(str) | strings()
     return st.recursive(
@@ -39,13 +39,13 @@ def values(white_space: str) -> st.SearchStrategy[str]:
 
 
 def objects(inner: st.SearchStrategy[str], space: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Give JSON objects, some with a key twice."""
+    """Return JSON objects, some with a key twice."""
     keys = st.sampled_from(['"a"', '"\u2028"', r'"\u0061"']) | strings()
     return st.builds(_object, st.lists(st.tuples(keys, inner), max_size=3), space)
 
 
 def bodies(white_space: str) -> st.SearchStrategy[str]:
-    """Give JSON objects of anything."""
+    """Return JSON objects of anything."""
     return objects(values(white_space), st.text(white_space, max_size=2))
 
 

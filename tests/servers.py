@@ -41,7 +41,7 @@ class Running:
         return self.log_file.read_text()
 
     def workers(self) -> list[int]:
-        """Give the process ids of its children."""
+        """Return the process ids of its children."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 

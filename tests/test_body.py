@@ -50,7 +50,7 @@ def post(
 
 
 def wrong(answer: TestResponse, status: int = 422) -> list[tuple[list[Any], str]]:
-    """Give where a body is wrong, and why."""
+    """Return where a body is wrong, and why."""
     assert answer.status_code == status, answer.text
     body = answer.get_json()
     return [(item["loc"], item["msg"]) for item in body["detail"]]
@@ -338,7 +338,7 @@ def chunked(data: bytes, size: int = 1000) -> Iterator[bytes]:
 
 
 def peak_memory(server: Running) -> int:
-    """Give the most bytes that a worker has had."""
+    """Return the most bytes that a worker has had."""
     (worker,) = server.workers()
     status = Path(f"/proc/{worker}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024

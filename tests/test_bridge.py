@@ -135,7 +135,7 @@ def test_nobody_joins_what_is_parted() -> None:
         first = threads.submit(bridge.run_shared, "key", ask, 5)
         while not asked:
             time.sleep(0.01)
-        bridge.part("key")
+        bridge.stop_sharing("key")
         second = threads.submit(bridge.run_shared, "key", ask, 5)
         assert (first.result(), second.result()) == (1, 2)
 

@@ -165,7 +165,7 @@ def _cut(data: bytes, *, by: int) -> bytes:
 
 
 def finished_at(app: Flask, simulator: Simulator, provider: str) -> tuple[FlaskClient, str]:
-    """Give a client, and the path of the results of a batch that has ended."""
+    """Return a client, and the path of the results of a batch that has ended."""
     client = app.test_client()
     client.environ_base["HTTP_X_USER"] = "ada"
     batch_id = create_batch(client, model=f"{provider}:m", requests=requests(3, max_tokens=9))

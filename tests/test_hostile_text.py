@@ -40,7 +40,7 @@ WORST = {
 
 
 def patterns() -> set[str]:
-    """Give the names of all patterns that are there."""
+    """Return the names of all patterns that are there."""
     modules = [fields]
     modules += [
         importlib.import_module(found.name)

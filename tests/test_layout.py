@@ -42,7 +42,7 @@ ONLY = {
 
 
 def imports(path: Path) -> set[str]:
-    """Give the modules that a file imports, TYPE_CHECKING or not."""
+    """Return the modules that a file imports, TYPE_CHECKING or not."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -78,7 +78,7 @@ def _damaged(data: bytes, *, row: bytes, kept: int) -> bytes:
 
 
 def rows_of(client: FlaskClient, path: str) -> dict[str, Any]:
-    """Give each row's error code by its custom_id."""
+    """Return each row's error code by its custom_id."""
     answer = client.get(f"{path}/results")
     assert answer.status_code == 200, answer.text
     rows = answer.get_json()["results"]
@@ -90,7 +90,7 @@ ALL = {f"r{number}": "bad" if number == 7 else None for number in range(COUNT)}
 
 
 def used(client: FlaskClient) -> int:
-    """Give the tokens that were accounted for."""
+    """Return the tokens that were accounted for."""
     (row,) = client.get("/v1/batches/usage").get_json()["data"]
     tokens: int = row["total_tokens"]
     return tokens

@@ -51,7 +51,7 @@ def _logging_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names_of(inspector: Inspector, schema: str | None) -> set[str | None]:
-    """Give the names of our indexes and unique constraints."""
+    """Return the names of our indexes and unique constraints."""
     tables = [name for name in inspector.get_table_names(schema) if name.startswith("llm_batches_")]
     indexes = {index["name"] for name in tables for index in inspector.get_indexes(name, schema)}
     unique = {one["name"] for name in tables for one in inspector.get_unique_constraints(name, schema)}

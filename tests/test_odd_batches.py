@@ -80,7 +80,7 @@ def lie(provider: Simulator, change: Callable[[dict[str, Any]], object], on: str
 
 
 def fields_of(batch: Mapping[str, Any]) -> set[str]:
-    """Give the fields of which none has another type than OpenAI's."""
+    """Return the fields of which none has another type than OpenAI's."""
     read = Batch.from_dict(batch, batch["provider"]).to_dict()
     return {name for name in read if read[name] == batch[name]}
 

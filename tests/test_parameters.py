@@ -49,7 +49,7 @@ MORE: dict[str, Any] = {
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Give the figures and texts of a JSON value."""
+    """Yield the figures and texts of a JSON value."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list):

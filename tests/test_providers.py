@@ -41,7 +41,7 @@ def create_at(client: FlaskClient, provider: str, count: int = 3, **fields: Any)
 
 
 def rows_of(client: FlaskClient, batch_id: str) -> dict[str, dict[str, Any]]:
-    """Give the rows of a batch by ``custom_id``."""
+    """Return the rows of a batch by ``custom_id``."""
     answer = client.get(f"/v1/batches/{batch_id}/results")
     assert answer.status_code == 200, answer.text
     rows = answer.get_json()["results"]
@@ -52,12 +52,12 @@ def rows_of(client: FlaskClient, batch_id: str) -> dict[str, dict[str, Any]]:
 
 
 def sent(llm_provider: Simulator) -> dict[str, dict[str, Any]]:
-    """Give the bodies of the newest batch as the provider has them, by ``custom_id``."""
+    """Return the bodies of the newest batch as the provider has them, by ``custom_id``."""
     return {line["custom_id"]: line["body"] for line in llm_provider.batches[-1].requests}
 
 
 def used(folder: Path) -> list[tuple[Any, ...]]:
-    """Give what was accounted for results."""
+    """Return what was accounted for results."""
     columns = "prompt_tokens, completion_tokens, cached_tokens, total_tokens, requests"
     with closing(sqlite3.connect(folder / "host.sqlite3")) as database:
         return database.execute(f"SELECT {columns} FROM llm_batches_usage WHERE event = 'results'").fetchall()

@@ -29,7 +29,7 @@ Namespace = dict[str, Any]
 
 
 def block(containing: str) -> str:
-    """Give the one block that has this in it."""
+    """Return the one block that has this in it."""
     found: list[str] = [text for _, text in BLOCKS if containing in text]
     assert len(found) == 1, f"{len(found)} blocks have {containing!r}"
     return found[0]

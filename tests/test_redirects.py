@@ -29,7 +29,7 @@ def app(make_host: MakeHost, llm_provider: Simulator, tmp_path: Path) -> Flask:
 
 
 def elsewhere(url: str) -> str:
-    """Give an address that leads to the same server, and is another host all the same."""
+    """Return an address that leads to the same server, and is another host all the same."""
     return url.replace("127.0.0.1", "localhost")
 
 

@@ -56,7 +56,7 @@ def line_of(custom_id: str, body: str, space: str = "") -> str:
 
 
 def shown(rows: Sequence[Row]) -> list[tuple[str, bytes | None, RowError | None]]:
-    """Give rows as values that can be compared."""
+    """Return rows as values that can be compared."""
     return [(row.custom_id, row.result and bytes(row.result), row.error) for row in rows]
 
 
@@ -218,7 +218,7 @@ def test_an_answer_begins_when_nobody_is_seen_to_wait(
 
 
 def finished(client: FlaskClient, simulator: Simulator, count: int = 4) -> tuple[str, SimulatedBatch]:
-    """Give the path of the results of a batch that has ended, and the batch."""
+    """Return the path of the results of a batch that has ended, and the batch."""
     batch_id = create_batch(client, count)
     batch = simulator.batches[-1]
     batch.finish()

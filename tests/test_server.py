@@ -23,13 +23,13 @@ SERVERS_OWN = re.compile(r"unclosed <socket.socket fd=\d+,(?!.*raddr)|Enable tra
 
 
 def noise(server: Running) -> list[str]:
-    """Give the lines of the log that should not be there."""
+    """Return the lines of the log that should not be there."""
     lines = [line for line in server.log.splitlines() if any(word in line for word in NOISE)]
     return [line for line in lines if not SERVERS_OWN.search(line)]
 
 
 def sizes(server: Running) -> list[tuple[int, int]]:
-    """Give the threads and the open files of each worker."""
+    """Return the threads and the open files of each worker."""
     return [
         (
             sum(1 for _ in Path(f"/proc/{pid}/task").iterdir()),

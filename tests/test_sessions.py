@@ -52,7 +52,7 @@ class Shop:
         return self.db.session()
 
     def seen(self, url: str) -> int:
-        """Give how often the user was seen, as everybody can see by now."""
+        """Return how often the user was seen, as everybody can see by now."""
         return int(query(url, "SELECT seen FROM shop_user")[0][0])
 
 

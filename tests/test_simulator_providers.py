@@ -62,7 +62,7 @@ async def submit(llm: AnyLLM, folder: Path, count: int = 3, content: Any = None)
 
 
 async def said(llm: AnyLLM, batch_id: str) -> dict[str, str | None]:
-    """Give what was answered, by ``custom_id``."""
+    """Return what was answered, by ``custom_id``."""
     if llm.PROVIDER_NAME == "mistral":
         # any-llm 1.40 reads the text of a response that mistralai 3.7 gives it unread, which is an error.
         client: Any = llm.client  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ async def said(llm: AnyLLM, batch_id: str) -> dict[str, str | None]:
 
 
 def download_path(simulator: Simulator, batch: SimulatedBatch) -> str:
-    """Give where a batch that has ended can be downloaded, below the provider's version."""
+    """Return where a batch that has ended can be downloaded, below the provider's version."""
     if batch.protocol == "anthropic":
         return f"/messages/batches/{batch.id}/results"
     poll = {"openai": "/batches/", "mistral": "/batch/jobs/"}[batch.protocol] + batch.id
@@ -86,7 +86,7 @@ def download_path(simulator: Simulator, batch: SimulatedBatch) -> str:
 
 
 def address(simulator: Simulator, provider: str, path: str | None = None) -> str:
-    """Give the base, or with a path below the version the whole address."""
+    """Return the base, or with a path below the version the whole address."""
     base = simulator.providers[provider]["api_base"]
     return base if path is None else base.removesuffix("/v1") + "/v1" + path
 

@@ -159,7 +159,7 @@ def _sent(data: bytes) -> list[Any]:
 
 
 def _with_model(body: str) -> list[Any]:
-    """Give what is to be sent: of a key that is there twice the last value counts, and the model is ours."""
+    """Return what should be sent: the last value of a key that appears twice, and the model of the batch."""
     return sorted((dict(digits_kept(body)) | {"model": "m"}).items())
 
 

@@ -92,7 +92,7 @@ class Idempotency:
         raise IdempotencyInProgress
 
     def _first_answer(self, hashed: str, fingerprint: str) -> Batch | None:
-        """Give what was answered; None when it is worth another look: the key is free, or has an answer."""
+        """Return what was answered; None when it is worth another look: the key is free, or has an answer."""
         used = self._keys.find(hashed)
         if used is None:
             return None

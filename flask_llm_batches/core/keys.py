@@ -31,7 +31,7 @@ class Keys:
         return key
 
     def verify(self, key: str) -> Principal | None:
-        """Say whose key it is; None for one that is not ours or not taken any more.
+        """Return whose key it is; None for one that is not ours or not taken any more.
 
         The hash is what is looked up, so how long that takes tells nothing about the key.
         """
@@ -43,7 +43,7 @@ class Keys:
         return Principal(found.owner, found.admin)
 
     def list(self) -> list[ApiKey]:
-        """Give every key, oldest first, revoked ones too."""
+        """Return every key, oldest first, revoked ones too."""
         return self._keys.every()
 
     def revoke(self, key_id: int) -> bool:

@@ -60,13 +60,13 @@ class Results:
                 break
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Give ``{"custom_id", "result", "error"}``; exactly one of the last two is None."""
+        """Yield ``{"custom_id", "result", "error"}``; exactly one of the last two is None."""
         for group in self.groups():
             for row in group or ():
                 yield row.to_dict()
 
     def groups(self) -> Groups:
-        """Give the rows as they come; None whenever there were none for a while."""
+        """Yield the rows as they come; None whenever there were none for a while."""
         for group in chain(self._first, self._groups):
             if group is None or self._status is None:
                 yield group
@@ -172,7 +172,7 @@ class _Came:
         return rows
 
     def lacks(self, promised: tuple[int, int]) -> int:
-        """Say how many rows did not come that the provider said it has."""
+        """Return how many rows did not come that the provider said it has."""
         results, rows = promised
         return max(0, results - (self.rows - self.failed), rows - self.rows)
 
@@ -188,7 +188,7 @@ def each_once(
     promised: tuple[int, int],
     parts: Callable[[], Iterable[Sequence[str]]],
 ) -> Groups:
-    """Give exactly one row for every request.
+    """Yield exactly one row for every request.
 
     Args:
         groups: What the provider gives: in any order, perhaps not all, perhaps some twice.

@@ -1,8 +1,8 @@
-"""From synchronous code into async code and back.
+"""Runs async code from synchronous code.
 
 An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on
 one loop that is kept, with clients that are kept on it (``Bridge.run``), and so does what comes bit by bit
-(``Bridge.iterate``); calls that hold a loop up for seconds get a loop and a client of their own
+(``Bridge.iterate``). Calls that block a loop for seconds get a loop and a client of their own
 (``Bridge.run_apart``).
 """
 
@@ -24,17 +24,16 @@ from asgiref.sync import async_to_sync
 
 T = TypeVar("T")
 
-# How long a call may take to wind itself up after its time is over.
+# Seconds that a call may take to clean up after its timeout.
 _GRACE = 5.0
 
-
-# Errors cross as values: a task that raised is in a reference cycle with the frames that it left, and what
-# they hold stays until the garbage collector comes by. The same goes for a variable with the error in it.
+# Threads pass errors to each other as values. A task that raised is in a reference cycle with its frames, and
+# what they hold is kept until the garbage collector runs. A variable with the error makes such a cycle, too.
 _Outcome = tuple[T | None, BaseException | None]
 
 
 class _End:
-    """Comes after the last item, with what the source raised."""
+    """Follows the last item, and holds what the generator raised."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -44,7 +43,7 @@ class _End:
         return None, error
 
 
-async def _outcome(coroutine: Coroutine[Any, Any, T]) -> _Outcome[T]:
+async def _as_outcome(coroutine: Coroutine[Any, Any, T]) -> _Outcome[T]:
     try:
         return await coroutine, None
     except Exception as error:  # noqa: BLE001  # the waiting thread raises it
@@ -74,7 +73,7 @@ class _Loop:
     pid: int = field(default_factory=os.getpid)
     kept: dict[Hashable, tuple[Any, Callable[[Any], Awaitable[None]]]] = field(default_factory=dict)
     shared: dict[Hashable, asyncio.Task[Any]] = field(default_factory=dict)
-    # Loops refer to tasks weakly: one whose reader is garbage would be, too, before it can be cancelled.
+    # A loop refers to its tasks weakly. Without this, a task could be collected before it can be cancelled.
     pumps: set[asyncio.Task[None] | None] = field(default_factory=set)
     thread: threading.Thread = field(init=False)
 
@@ -87,7 +86,7 @@ class _Loop:
         self.loop.run_forever()
         self.loop.close()
 
-    async def _wind_up(self) -> None:
+    async def _close_all(self) -> None:
         current = asyncio.current_task()
         running = [task for task in asyncio.all_tasks() if task is not current]
         for task in running:
@@ -97,14 +96,14 @@ class _Loop:
         self.loop.stop()
 
     def end(self) -> None:
-        """Close what is kept, then the loop; nothing in a child process, where both are the parent's."""
+        """Close what is kept, then the loop; do nothing in a child process, where both are the parent's."""
         if self.pid == os.getpid() and self.thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+            asyncio.run_coroutine_threadsafe(self._close_all(), self.loop)
             if self.thread is not threading.current_thread():
                 self.thread.join(timeout=_GRACE)
 
 
-# After a fork, the parent's loops stay referenced: collecting them would close sockets that the parent uses.
+# After a fork, the child keeps the parent's loops: collecting them would close sockets that the parent uses.
 _left_by_parent: list[_Loop] = []
 
 
@@ -122,7 +121,9 @@ class Bridge:
         Raises:
             TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
         """
-        future = asyncio.run_coroutine_threadsafe(_outcome(_within(timeout, coroutine)), self._running().loop)
+        future = asyncio.run_coroutine_threadsafe(
+            _as_outcome(_within(timeout, coroutine)), self._running().loop
+        )
         try:
             return _value(future.result(timeout + _GRACE))
         except BaseException:
@@ -132,29 +133,29 @@ class Bridge:
             del future
 
     def run_shared(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
-        """Run what ``make`` gives, as ``run`` does; who comes with the same key meanwhile waits along."""
+        """Run the coroutine that ``make`` returns, as ``run`` does. Calls with the same key share one run."""
         shared = self._running().shared
 
         async def join() -> _Outcome[T]:
             task = shared.get(key)
             if task is None:
-                task = shared[key] = asyncio.create_task(_outcome(_within(timeout, make())))
-                task.add_done_callback(lambda done: _leave(shared, key, done))
+                task = shared[key] = asyncio.create_task(_as_outcome(_within(timeout, make())))
+                task.add_done_callback(lambda done: _forget_shared(shared, key, done))
             return cast("_Outcome[T]", await asyncio.shield(task))
 
         return _value(self.run(join(), timeout + _GRACE))
 
-    def part(self, key: Hashable) -> None:
-        """Have nobody join what runs under a key now: what it asked about has changed."""
+    def stop_sharing(self, key: Hashable) -> None:
+        """Let no further call share what runs under a key now: what it asked about has changed."""
         current = self._running()
         current.loop.call_soon_threadsafe(current.shared.pop, key, None)
 
     def run_apart(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
 
-        It runs in a plain worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under
-        an ASGI server takes the server's loop. Under gevent threads are greenlets of one thread, which can
-        run one loop only: there it is the kept one.
+        It runs in a worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under an
+        ASGI server it takes the server's loop. Under gevent all threads are greenlets of one thread, which
+        can run only one loop, so the kept loop is used there.
 
         Raises:
             TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
@@ -166,9 +167,9 @@ class Bridge:
     def iterate(
         self, make: Callable[[], AsyncGenerator[T, None]], *, beat: float, timeout: float
     ) -> Generator[T | None]:
-        """Give what an async generator on the kept loop gives, one item at a time, never ahead of the reader.
+        """Run an async generator on the kept loop and yield its items one by one, never ahead of the reader.
 
-        Whenever nothing came for ``beat`` seconds that is None. A reader who stops closes the source at once.
+        None is yielded whenever nothing came for ``beat`` seconds. A reader that stops closes the generator.
 
         Raises:
             TimeoutError: Nothing came for ``timeout`` seconds.
@@ -191,7 +192,7 @@ class Bridge:
             task = asyncio.current_task()
             current.pumps.add(task)
             try:
-                _, error = await _outcome(read())
+                _, error = await _as_outcome(read())
                 items.put(_End(error))
             finally:
                 current.pumps.discard(task)
@@ -214,7 +215,7 @@ class Bridge:
             future.cancel()
 
     def keep(self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
-        """Give the object under ``key``, made once for this process and closed on the loop when that ends."""
+        """Return the object under ``key``. It is made once per process, and closed when the loop ends."""
         current = self._running()
         with self._lock:
             if key not in current.kept:
@@ -223,7 +224,7 @@ class Bridge:
         return value
 
     def forget(self) -> None:
-        """Start anew in a child process, where the parent's loop does not run and its lock may be held."""
+        """Start again in a child process: the parent's loop does not run there, and its lock may be held."""
         self._lock = threading.Lock()
         if self._current is not None:
             _left_by_parent.append(self._current)
@@ -238,11 +239,11 @@ class Bridge:
             return self._current
 
 
-def _leave(shared: dict[Hashable, asyncio.Task[Any]], key: Hashable, done: asyncio.Task[Any]) -> None:
+def _forget_shared(shared: dict[Hashable, asyncio.Task[Any]], key: Hashable, done: asyncio.Task[Any]) -> None:
     if shared.get(key) is done:
         del shared[key]
     if not done.cancelled():
-        done.exception()  # whoever waited has it; if nobody does any more, it is no one's business
+        done.exception()  # marks it as retrieved: asyncio logs what nobody has retrieved
 
 
 _bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()
@@ -269,12 +270,12 @@ def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: fl
     async def caught() -> _Outcome[T]:
         if (task := asyncio.current_task()) is not None:
             running.append((asyncio.get_running_loop(), task))
-        return await _outcome(_within(timeout, function()))
+        return await _as_outcome(_within(timeout, function()))
 
     def work() -> None:
         try:
             outcomes.put(async_to_sync(caught)())
-        except BaseException as error:  # noqa: BLE001  # nothing but the loop itself has failed
+        except BaseException as error:  # noqa: BLE001  # the loop itself failed
             outcomes.put((None, error))
 
     threading.Thread(target=work, name="llm-batches-transfer", daemon=True).start()
@@ -282,7 +283,7 @@ def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: fl
         return _value(outcomes.get(timeout=timeout + _GRACE))
     except BaseException as error:
         for loop, task in running:
-            with suppress(RuntimeError):  # the loop has ended meanwhile
+            with suppress(RuntimeError):  # the loop has already ended
                 loop.call_soon_threadsafe(task.cancel)
         if isinstance(error, queue.Empty):
             raise TimeoutError from None

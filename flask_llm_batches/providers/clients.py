@@ -31,10 +31,10 @@ from flask_llm_batches.providers.rows import read_rows
 
 T = TypeVar("T")
 
-# A list is fresh where that takes no longer than people wait for one.
+# A list waits so many seconds for the newest state of its batches, and asks for so many at a time.
 _SOON, _AT_ONCE = 3.0, 10
 
-_GROUP = 500  # rows that an SDK made a list of are handed on so many at a time
+_GROUP = 500  # rows of an SDK's list that are yielded at a time
 
 
 class SubmitFailed(Exception):
@@ -42,7 +42,7 @@ class SubmitFailed(Exception):
 
     Attributes:
         error: What to tell the caller.
-        maybe_created: Whether there may be a batch all the same.
+        maybe_created: Whether the provider may have made the batch.
     """
 
     def __init__(self, error: LLMBatchesError, *, maybe_created: bool) -> None:
@@ -52,9 +52,9 @@ class SubmitFailed(Exception):
 
 
 class Providers:
-    """The providers of one app. Safe between threads, and after a fork.
+    """The providers of one app. Safe to use from several threads, and after a fork.
 
-    Every call raises what ``failures.as_ours`` makes of the provider's errors.
+    Every call raises the errors that ``failures.as_ours`` returns.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,25 +77,25 @@ class Providers:
         return self._entries.has(name)
 
     def check(self, name: str) -> None:
-        """Find out whether a provider can be called, without calling it.
+        """Check that a provider can be called, without calling it.
 
         Raises:
             ProviderNotConfigured: It has no key.
         """
         try:
             self._kept(self._entries.of(name))
-        except Exception as error:  # noqa: BLE001  # whatever an SDK raises
+        except Exception as error:  # noqa: BLE001  # an SDK may raise anything
             raise as_ours(error, provider=name, call="check", redact=self._redact) from None
 
     def adapter_of(self, name: str) -> type[Adapter]:
-        """Give the class that knows what a provider takes."""
+        """Return the class that knows what a provider takes."""
         return adapter_class(self._entries.of(name).kind)
 
     def submit(self, provider: str, spool: Path, submission: Submission) -> Batch:
-        """Hand in a batch, once: nothing here or below sends it again.
+        """Submit a batch, once: neither this code nor the SDK retries it.
 
         Raises:
-            SubmitFailed: It did not work, or nobody knows.
+            SubmitFailed: It failed, or its outcome is not known.
         """
         creating = False
 
@@ -110,26 +110,28 @@ class Providers:
             if adapter_class(found.kind).streams_upload:
                 return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
             return self._apart(found, submit)
-        except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
+        except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             ours = as_ours(error, provider=provider, call="create", redact=self._redact)
             maybe_created = creating and not is_refusal(error)
             if maybe_created and not isinstance(ours, ProviderTimeout):
-                ours = ProviderFailed("LLM provider error")  # a 409, say: it must not look like a refusal
+                ours = ProviderFailed(
+                    "LLM provider error"
+                )  # a 409, for example, must not look like a refusal
             ours.should_retry = not isinstance(ours, (ProviderFailed, ProviderTimeout))
             raise SubmitFailed(ours, maybe_created=maybe_created) from None
 
     def retrieve(self, provider: str, batch_id: str) -> Batch:
-        """Ask after a batch; simultaneous questions after the same one are asked once."""
+        """Return a batch as the provider has it. Simultaneous calls for the same batch share one request."""
         return self._control(
             provider,
             "retrieve",
-            lambda adapter: _that(batch_id, adapter.retrieve(batch_id)),
+            lambda adapter: _check_id(batch_id, adapter.retrieve(batch_id)),
             batch_id,
             shared=True,
         )
 
     def retrieve_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Batch | BatchNotFound | None]:
-        """Ask after batches, several at a time; None for those of which there is no answer soon.
+        """Return batches as their providers have them; None for each one without an answer within seconds.
 
         Args:
             wanted: The provider and the id of each.
@@ -148,8 +150,8 @@ class Providers:
                 return None
             try:
                 async with asyncio.timeout(min(_SOON, self._settings.timeout)), turns:
-                    return await _that(batch_id, adapters[provider].retrieve(batch_id))
-            except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
+                    return await _check_id(batch_id, adapters[provider].retrieve(batch_id))
+            except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
                 ours = as_ours(error, provider=provider, call="list", redact=self._redact, batch_id=batch_id)
                 return ours if isinstance(ours, BatchNotFound) else None
 
@@ -162,17 +164,17 @@ class Providers:
         return [None] * len(wanted)
 
     def kind_of(self, provider: str) -> str:
-        """Give any-llm's name of a provider."""
+        """Return any-llm's name of a provider."""
         return self._entries.of(provider).kind
 
     def cancel(self, provider: str, batch_id: str) -> Batch:
-        """Ask for a batch to be cancelled."""
+        """Ask the provider to cancel a batch."""
         try:
             return self._control(
-                provider, "cancel", lambda adapter: _that(batch_id, adapter.cancel(batch_id)), batch_id
+                provider, "cancel", lambda adapter: _check_id(batch_id, adapter.cancel(batch_id)), batch_id
             )
         finally:
-            self._bridge.part((provider, batch_id))
+            self._bridge.stop_sharing((provider, batch_id))
 
     def list(self, provider: str, *, after: str | None, limit: int) -> Page:
         """List what the provider has, newest first.
@@ -190,13 +192,13 @@ class Providers:
         return self._control(provider, "list", lambda adapter: adapter.page(cursor, limit))
 
     def rows(self, batch: Batch, *, beat: float) -> Iterator[Sequence[Row] | None]:
-        """Give the rows of a batch that has ended, some at a time; None after ``beat`` silent seconds.
+        """Yield the rows of a batch that has ended, some at a time; None after ``beat`` silent seconds.
 
-        A reader who stops ends the download.
+        A reader that stops ends the download.
 
         Raises:
-            BatchNotComplete: any-llm gives none of a batch of this status.
-            ResultsGone: There are none any more.
+            BatchNotComplete: any-llm has no rows of a batch with this status.
+            ResultsGone: The provider no longer has them.
         """
         try:
             found = self._entries.of(batch.provider)
@@ -209,7 +211,7 @@ class Providers:
             )
             with closing(download):
                 yield from read_rows(download, adapter, batch, beat=beat)
-        except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
+        except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             raise self._no_rows(error, batch) from None
 
     def _no_rows(self, error: Exception, batch: Batch) -> LLMBatchesError:
@@ -218,7 +220,7 @@ class Providers:
             status = str(getattr(error, "batch_status", "unknown"))
             return BatchNotComplete(batch_id, status=status, provider=provider)
         ours = as_ours(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
-        # The batch was there a moment ago.
+        # The batch existed a moment ago, so it is its results that are gone.
         return ResultsGone(batch_id, provider=provider) if isinstance(ours, BatchNotFound) else ours
 
     def _control(
@@ -237,30 +239,30 @@ class Providers:
                     (provider, batch_id), lambda: ask(adapter), self._settings.timeout
                 )
             return self._bridge.run(ask(adapter), self._settings.timeout)
-        except Exception as error:  # noqa: BLE001  # whatever a provider or an SDK raises
+        except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             raise as_ours(
                 error, provider=provider, call=call, redact=self._redact, batch_id=batch_id
             ) from None
 
     def _apart(self, provider: ProviderSettings, work: Callable[[Adapter], Coroutine[Any, Any, T]]) -> T:
-        async def with_client_of_its_own() -> T:
+        async def with_own_client() -> T:
             adapter = self._entries.adapter(provider)
             try:
                 return await work(adapter)
             finally:
                 await adapter.close()
 
-        return self._bridge.run_apart(with_client_of_its_own, self._settings.transfer_timeout)
+        return self._bridge.run_apart(with_own_client, self._settings.transfer_timeout)
 
     def _kept(self, provider: ProviderSettings) -> Adapter:
         return self._bridge.keep(provider.name, lambda: self._entries.adapter(provider), Adapter.close)
 
 
-async def _that(batch_id: str, answer: Awaitable[Batch]) -> Batch:
-    """Return the batch that was asked for.
+async def _check_id(batch_id: str, answer: Awaitable[Batch]) -> Batch:
+    """Return the answer, if it is the batch that was asked for.
 
     Raises:
-        BatchNotFound: The id was spelled in another way than the batch's.
+        BatchNotFound: The id differs from the batch's in upper and lower case.
         ValueError: The answer is another batch.
     """
     batch = await answer

@@ -99,7 +99,7 @@ class Redactor:
 
 
 def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Say where keys begin and end."""
+    """Yield where keys begin and end."""
     for secret in secrets:
         start = text.find(secret)
         while start >= 0:
@@ -182,13 +182,13 @@ def _forget_frames(error: BaseException) -> None:
 
 
 def status_of(error: Exception) -> int | None:
-    """Give the HTTP status that a provider answered; None if it gave no answer."""
+    """Return the HTTP status that a provider answered; None if it gave no answer."""
     original = getattr(error, "original_exception", None) or error
     return _status(original) or _STATUS_OF.get(type(error).__name__)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Say whether what a create raised means for certain that there is no batch."""
+    """Return whether what a create raised means for certain that there is no batch."""
     original = getattr(error, "original_exception", None)
     status = _status(original or error)
     if status is not None:

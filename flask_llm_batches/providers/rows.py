@@ -27,7 +27,7 @@ _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 def read_rows(
     download: Iterable[bytes | None], adapter: Adapter, batch: Batch, *, beat: float
 ) -> Iterator[Sequence[Row] | None]:
-    """Give the rows of a download as its lines come, and None after ``beat`` seconds without one.
+    """Yield the rows of a download as its lines come, and None after ``beat`` seconds without one.
 
     Raises:
         ValueError: No line is about a request, or too much is about none.

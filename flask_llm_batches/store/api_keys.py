@@ -42,5 +42,5 @@ class ApiKeys(Store):
 
     @transaction
     def every(self, connection: Connection) -> list[ApiKey]:
-        """Give every built-in key, oldest first."""
+        """Return every built-in key, oldest first."""
         return [ApiKey(*row) for row in connection.execute(_API_KEY.order_by(ApiKeyRow.id))]

@@ -17,13 +17,13 @@ from flask_llm_batches.store.models import Base
 
 
 class Database(Protocol):
-    """Gives the engine of the app at hand."""
+    """Finds the engine of the current app."""
 
     def engine(self) -> Engine:
-        """Give the engine that the record is kept on; called inside an app context."""
+        """Return the engine that the record is kept on; called inside an app context."""
 
     def release_connection(self) -> None:
-        """Give the connection back that the host's session has only read on; called inside an app context."""
+        """Release the connection that the host's session has only read on. Called inside an app context."""
 
 
 class HostDatabase:

@@ -48,7 +48,7 @@ def authenticate(authenticator: Authenticator | None) -> None:
 
 
 def caller() -> Principal:
-    """Give the Principal of this request."""
+    """Return the Principal of this request."""
     principal: Principal = g.llm_batches_principal
     return principal
 
@@ -74,7 +74,7 @@ def _by_key() -> Principal | None:
 
 
 def _presented_key() -> str | None:
-    """Give the key that the caller shows; the first header that is present decides."""
+    """Return the key that the caller shows; the first header that is present decides."""
     for name in KEY_HEADERS:
         if (value := request.headers.get(name)) is not None:
             scheme, _, key = value.partition(" ")

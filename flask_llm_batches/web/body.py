@@ -15,7 +15,7 @@ _MAX_MEMBERS = 20_000  # empty ones are 20 bytes each; bgzip makes one of 64 KiB
 
 
 def read_body() -> Iterator[bytes]:
-    """Give the body in chunks, read from the socket one by one.
+    """Return the body in chunks, read from the socket one by one.
 
     Raises:
         ClientDisconnected: It breaks off.

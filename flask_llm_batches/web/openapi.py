@@ -119,7 +119,7 @@ def mounted_at(app: Flask) -> Iterator[str]:
 
 @lru_cache(maxsize=8)
 def document(prefix: str, server: str = "/") -> dict[str, Any]:
-    """Give the OpenAPI 3.1 document.
+    """Return the OpenAPI 3.1 document.
 
     Args:
         prefix: Where the endpoints are: ``/v1/batches``.

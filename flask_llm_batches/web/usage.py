@@ -34,7 +34,7 @@ def usage() -> Response:
 
 
 def group_name(row: UsageSum, group_by: str | None) -> str | None:
-    """Say whose a sum is: a day as 2026-11-23; None where there is one sum of all."""
+    """Return whose a sum is: a day as 2026-11-23; None where there is one sum of all."""
     if group_by == "day":
         return datetime.fromtimestamp(int(row.group), UTC).date().isoformat()
     return None if group_by is None else str(row.group)

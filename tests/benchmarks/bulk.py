@@ -182,7 +182,7 @@ def _peaks(many: list[_Taken]) -> list[float]:
 
 @contextmanager
 def _bare_upload(simulator: Simulator, size: int) -> Iterator[Callable[[], _Taken]]:
-    """Give what times the upload of a file that is there already, and the create."""
+    """Yield what times the upload of a file that is there already, and the create."""
     head = b'{"method":"POST","url":"/v1/chat/completions",'
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file, _sdk(simulator) as client:
         file.writelines(head + line[1:] + b"\n" for line in lines(COUNT, size))

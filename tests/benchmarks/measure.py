@@ -78,11 +78,11 @@ class Memory:
         self._before = self._status("VmRSS")
 
     def peak(self) -> float:
-        """Give the most that it had since the last reset, over what it had then."""
+        """Return the most that it had since the last reset, over what it had then."""
         return max(self._status("VmHWM") - self._before, 0)
 
     def kept(self) -> float:
-        """Give what it has now over what it had at first.
+        """Return what it has now over what it had at first.
 
         A call that reuses what an earlier one left behind has a low peak: here it shows.
         """

@@ -34,5 +34,5 @@ _ADAPTERS: dict[str, type[Adapter]] = {
 
 
 def adapter_class(kind: str) -> type[Adapter]:
-    """Give the adapter for one of any-llm's providers; every provider has one."""
+    """Return the adapter for one of any-llm's providers; every provider has one."""
     return _ADAPTERS.get(kind, Adapter)

@@ -169,7 +169,7 @@ def _completion(response: GenerateContentResponse, batch: Batch) -> dict[str, An
 
 
 def _said(response: GenerateContentResponse) -> list[tuple[list[str], str]]:
-    """Give the text of each candidate and why it ends; of thoughts, nothing, as nothing asked for them."""
+    """Return the text of each candidate and why it ends; of thoughts, nothing, as nothing asked for them."""
     found = []
     for candidate in response.candidates or ():
         parts = (candidate.content and candidate.content.parts) or ()

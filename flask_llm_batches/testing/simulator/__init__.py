@@ -141,7 +141,7 @@ class Simulator:
         self.stop()
 
     def calls_to(self, method_and_path: str) -> list[Call]:
-        """Give the calls to exactly this method and path: ``"POST /batches"``."""
+        """Return the calls to exactly this method and path: ``"POST /batches"``."""
         return [call for call in self.calls if f"{call.method} {call.path}" == method_and_path]
 
     def fail_next(
@@ -220,13 +220,13 @@ class Simulator:
             self._batches[batch.protocol, batch.id] = batch
 
     def new_id(self, id_: str) -> str:
-        """Give the id of a new batch: this one, unless ``next_batch_id`` is set."""
+        """Return the id of a new batch: this one, unless ``next_batch_id`` is set."""
         with self.lock:
             id_, self.next_batch_id = self.next_batch_id or id_, None
             return id_
 
     def find(self, protocol: str, batch_id: str) -> SimulatedBatch:
-        """Give a protocol's batch as it is now."""
+        """Return a protocol's batch as it is now."""
         with self.lock:
             batch = self._batches.get((protocol, batch_id))
             if batch is None:
@@ -235,7 +235,7 @@ class Simulator:
             return batch
 
     def newest_first(self, protocol: str) -> list[str]:
-        """Give the ids of a protocol's batches."""
+        """Return the ids of a protocol's batches."""
         return [batch.id for batch in reversed(self.batches) if batch.protocol == protocol]
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

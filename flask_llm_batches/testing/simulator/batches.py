@@ -181,7 +181,7 @@ def echo(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
-    """Give what a message says, of blocks the text."""
+    """Return what a message says, of blocks the text."""
     if isinstance(content, list):
         return "".join(item.get("text", "") if isinstance(item, dict) else str(item) for item in content)
     return str(content)

@@ -73,7 +73,7 @@ def json_response(value: object, status: int = 200) -> Response:
 
 
 def parse_body() -> dict[str, Any]:
-    """Give the object that was sent as JSON."""
+    """Return the object that was sent as JSON."""
     try:
         body = msgspec.json.decode(request.get_data())
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -84,7 +84,7 @@ def parse_body() -> dict[str, Any]:
 
 
 def json_lines(data: bytes) -> Iterable[tuple[int, Any]]:
-    """Give every line that is not blank, with its number; None for one that is no JSON."""
+    """Yield every line that is not blank, with its number; None for one that is no JSON."""
     for number, text in enumerate(data.split(b"\n"), 1):
         if text.strip():
             try:
