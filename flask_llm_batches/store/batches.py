@@ -9,14 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, text, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_llm_batches.batch import FINISHED, Batch, own_id, uid_of
+from flask_llm_batches.batch import FINISHED, Batch, own_id
 from flask_llm_batches.store import idempotency, manifests
 from flask_llm_batches.store.leases import extend_lease, new_lease
-from flask_llm_batches.store.models import UNSETTLED, BatchRow, Record
-from flask_llm_batches.store.store import CommitUnknown, Store, is_owned, patient_transaction, transaction
+from flask_llm_batches.store.models import BatchRow, Record
+from flask_llm_batches.store.queries import RECORD, BatchQueries
+from flask_llm_batches.store.store import CommitUnknown, patient_transaction, transaction
 from flask_llm_batches.store.usage import Tokens, Usage, find_usage, insert_usage
 
 logger = logging.getLogger(__name__)
@@ -50,19 +51,15 @@ _LOST = {
     "param": None,
 }
 
-# Rows are read and written without the ORM's session: that takes a third of the time, in every call.
-_RECORD = select(*(getattr(BatchRow, name) for name in Record.__slots__))
+
 _UNSETTLED = ("submitting", "unknown")
-_SHOWN = _RECORD.where(BatchRow.status.is_not(None))
-_BY_OWNER = "FORCE INDEX (ix_llm_batches_batch_owner_id)"
-_FIND = _RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
 
 
 class IdTaken(Exception):
     """A provider gave a batch an id that another one of its batches is recorded with."""
 
 
-class Batches(Store):
+class Batches(BatchQueries):
     """The batches of one app."""
 
     def begin(
@@ -252,23 +249,6 @@ class Batches(Store):
         return Batch.from_dict(lost, record.provider) if claimed else None
 
     @transaction
-    def unsettled(
-        self, connection: Connection, *, owner: str | None = None, provider: str | None = None
-    ) -> Sequence[Record]:
-        """Give the batches of which nobody knows whether they are at the provider, oldest first.
-
-        Those that are being submitted at this moment are among them.
-        """
-        # In these words, or SQLite does not see which index has them.
-        query = _RECORD.where(text(UNSETTLED))
-        if owner is not None:
-            query = query.where(is_owned(BatchRow.owner, owner))
-        if provider is not None:
-            query = query.where(BatchRow.provider == provider)
-        # Sorted here, or SQLite takes the index of all the owner's batches, which has their order.
-        return sorted((Record(*row) for row in connection.execute(query)), key=lambda record: record.id)
-
-    @transaction
     def not_there(self, connection: Connection, record: Record) -> bool:
         """Note that the provider does not have an unsettled batch; return False if it is settled already.
 
@@ -280,68 +260,6 @@ class Batches(Store):
         claim = update(BatchRow).where(*this, BatchRow.state.in_(_UNSETTLED))
         values = {"state": "failed", "status": "failed", "snapshot": shown}
         return connection.execute(claim.values(values)).rowcount == 1
-
-    @transaction
-    def by_uid(self, connection: Connection, uid: str) -> Record | None:
-        """Find a batch by our own id."""
-        row = connection.execute(_RECORD.where(BatchRow.uid == uid)).first()
-        return None if row is None else Record(*row)
-
-    @transaction
-    def by_uids(self, connection: Connection, uids: Collection[str]) -> Sequence[Record]:
-        """Find the batches with any of our own ids."""
-        return [Record(*row) for row in connection.execute(_RECORD.where(BatchRow.uid.in_(uids)))]
-
-    @transaction
-    def claim_refresh(
-        self, connection: Connection, records: Sequence[Record], *, before: int
-    ) -> Sequence[Record]:
-        """Give those of the records that no list has asked after since then; nobody else gets the same."""
-        now = int(time.time())
-        claimed = []
-        for record in records:
-            stale = or_(BatchRow.refreshed_at.is_(None), BatchRow.refreshed_at <= before)
-            claim = update(BatchRow).where(BatchRow.id == record.id, stale).values(refreshed_at=now)
-            if connection.execute(claim).rowcount == 1:
-                claimed.append(record)
-        return claimed
-
-    @transaction
-    def find(self, connection: Connection, batch_id: str) -> list[Record]:
-        """Find the batches with a provider's id, or an id of ours.
-
-        They are more than one if providers gave out the same id.
-        """
-        rows = connection.execute(_FIND, {"batch_id": batch_id}).all()
-        if not rows and (uid := uid_of(batch_id)) is not None:
-            # One that was refused was never shown to anybody.
-            rows = connection.execute(_SHOWN.where(BatchRow.uid == uid)).all()
-        return [Record(*row) for row in rows]
-
-    @transaction
-    def find_all(self, connection: Connection, batch_ids: Collection[str]) -> Sequence[Record]:
-        """Find the batches with any of these ids."""
-        query = _RECORD.where(BatchRow.batch_id.in_(batch_ids))
-        return [Record(*row) for row in connection.execute(query)]
-
-    @transaction
-    def list(
-        self, connection: Connection, *, owner: str, provider: str | None, after: Record | None, limit: int
-    ) -> tuple[list[Record], bool]:
-        """List an owner's batches, newest first, and say whether there are more.
-
-        Those that are being submitted or looked for are among them, and those that are not there; those that
-        the provider refused are not.
-        """
-        query = _SHOWN.where(is_owned(BatchRow.owner, owner))
-        if provider is not None:
-            query = query.where(BatchRow.provider == provider)
-        if after is not None:
-            query = query.where(BatchRow.id < after.id)
-        # MariaDB would read all that is newer than the page.
-        query = query.with_hint(BatchRow, _BY_OWNER, "mysql").with_hint(BatchRow, _BY_OWNER, "mariadb")
-        rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
-        return [Record(*row) for row in rows[:limit]], len(rows) > limit
 
     @transaction
     def account(
@@ -381,7 +299,7 @@ def _take_id(connection: Connection, record: Record, batch: Batch) -> None:
 
     Providers that lose their batches may count from one again. What they have under the id is the new batch.
     """
-    query = _RECORD.where(
+    query = RECORD.where(
         BatchRow.provider == record.provider, BatchRow.batch_id == batch.id, BatchRow.id != record.id
     )
     for row in connection.execute(query).all():

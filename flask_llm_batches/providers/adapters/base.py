@@ -1,4 +1,4 @@
-"""Any provider with a batch API, by any-llm's public calls alone."""
+"""Any provider with a batch API, through any-llm's public calls only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 
 from flask_llm_batches.batch import Batch, Row, RowError
 from flask_llm_batches.errors import ResultsGone
+from flask_llm_batches.providers.adapters.lines import NO_RESPONSE, NULL, decode_line, error_of, read_reason
 from flask_llm_batches.providers.http import guard
-from flask_llm_batches.untrusted import SMALL, size
 
 if TYPE_CHECKING:
     from any_llm import AnyLLM
@@ -51,60 +51,29 @@ class Unsuitable(Exception):
         self.parameter = parameter
 
 
-def carried(body: Mapping[str, msgspec.Raw], taken: Mapping[str, str], unless: str) -> dict[str, Any]:
-    """Give the parameters of a chat completion under a provider's names for them, but for nulls.
+def rename_parameters(
+    body: Mapping[str, msgspec.Raw], taken: Mapping[str, str], refusal: str
+) -> dict[str, Any]:
+    """Return the parameters of a chat completion under the provider's names for them, without nulls.
 
     Args:
         body: The chat completion.
-        taken: The names that can be carried, with the provider's.
-        unless: What to say of others.
+        taken: The names that can be passed on, with the provider's.
+        refusal: The message for others.
 
     Raises:
-        Unsuitable: One cannot be carried, or two have one name there.
+        Unsuitable: One cannot be passed on, or two have the same name there.
     """
     found: dict[str, Any] = {}
     for name, value in body.items():
-        if value == _NULL:
+        if value == NULL:
             continue
         if name not in taken:
-            raise Unsuitable(unless, "body", name)
+            raise Unsuitable(refusal, "body", name)
         if taken[name] in found:
             raise Unsuitable(f"Given twice: the provider has {taken[name]!r} for it only.", "body", name)
         found[taken[name]] = value
     return found
-
-
-_NULL = msgspec.Raw(b"null")
-
-
-class _Response(msgspec.Struct, gc=False):
-    status_code: int | None = None
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Line(msgspec.Struct, gc=False):
-    """A line of an output or error file."""
-
-    custom_id: str
-    response: _Response | None = None
-    error: msgspec.Raw = _NULL
-
-
-def read_reason(error: msgspec.Raw) -> Any:
-    """Return what a provider says of a failed request, if it is not absurdly long."""
-    return msgspec.json.decode(error) if size(error) <= SMALL else "The provider's reason is too long"
-
-
-def said(body: object) -> Mapping[str, Any]:
-    """Give what an error's body says: in its ``error``, in itself as Mistral's does, or as text."""
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(inner, dict):
-        return inner
-    return {"message": inner if isinstance(inner, str) else None}
-
-
-_decode = msgspec.json.Decoder(_Line).decode
-_NO_RESPONSE = _Response()
 
 
 class Adapter:
@@ -155,7 +124,7 @@ class Adapter:
 
     @classmethod
     def check(cls, submission: Submission) -> None:
-        """Find what the provider would not take, before anything is sent.
+        """Check that the provider takes such requests, before anything is sent.
 
         Raises:
             ValidationFailed: It would not take that endpoint or window.
@@ -164,7 +133,7 @@ class Adapter:
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
-        """Give a request as a line of the spool: OpenAI's, unless the provider has another form.
+        """Return a request as a line of the spool: in OpenAI's form, unless the provider has its own.
 
         Raises:
             Unsuitable: Something of it would be lost on the way.
@@ -172,15 +141,15 @@ class Adapter:
         return {"custom_id": custom_id, "method": "POST", "url": endpoint, "body": body}
 
     async def upload(self, spool: Path) -> str:
-        """Hand over the requests, where that is a step of its own; while it lasts there is no batch.
+        """Upload the requests, where that is a call of its own. Until it has ended there is no batch.
 
         Returns:
-            What ``create`` makes the batch of.
+            What ``create`` takes.
         """
         return str(spool)
 
     async def create(self, uploaded: str, submission: Submission) -> Batch:
-        """Make the batch; if this fails without an answer there may be one."""
+        """Create the batch. If this fails without an answer, there may be one."""
         return self._batch(
             await self.llm.acreate_batch(
                 input_file_path=uploaded,
@@ -193,14 +162,14 @@ class Adapter:
 
     @classmethod
     def is_final(cls, batch: Batch) -> bool:
-        """Say whether nothing about a batch that has ended changes any more."""
+        """Return whether nothing about a batch that has ended will change."""
         # Failed rows may stand in the output file, so the lack of the other keeps no results back.
         _, failed = _counted(batch)
         return not (cls.leaves_files and failed and not batch.error_file_id) or batch.settled
 
     @classmethod
     def promised(cls, batch: Batch) -> tuple[int, int]:
-        """Say how many results a batch that has ended has for certain, and how many rows of any kind."""
+        """Return the least number of results, and of rows, that a batch which has ended must have."""
         if not cls.streams_results:
             return 0, 0  # SDKs leave some out
         completed, failed = _counted(batch)
@@ -211,11 +180,11 @@ class Adapter:
         return completed, completed + failed
 
     async def retrieve(self, batch_id: str) -> Batch:
-        """Ask after a batch."""
+        """Retrieve a batch."""
         return self._batch(await self.llm.aretrieve_batch(batch_id))
 
     async def cancel(self, batch_id: str) -> Batch:
-        """Ask for a batch to be cancelled."""
+        """Cancel a batch."""
         return self._batch(await self.llm.acancel_batch(batch_id))
 
     async def list(self, after: str | None, limit: int) -> Page:
@@ -234,7 +203,7 @@ class Adapter:
         return page, page.batches[-1].id if page.batches else None
 
     def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
-        """Give the lines of the results as they come, cut into chunks anywhere."""
+        """Yield the lines of the results, in chunks that end anywhere."""
         raise NotImplementedError
 
     @staticmethod
@@ -254,14 +223,14 @@ class Adapter:
         Raises:
             ValueError: It is no row.
         """
-        entry = _decode(line)
-        response = entry.response or _NO_RESPONSE
-        failure = None if entry.error == _NULL else read_reason(entry.error)
+        entry = decode_line(line)
+        response = entry.response or NO_RESPONSE
+        failure = None if entry.error == NULL else read_reason(entry.error)
         if response.status_code == 200 and not failure:
             if bytes(memoryview(response.body)[:1]) != b"{":
                 raise ValueError("a response without a body")
             return Row(entry.custom_id, response.body)
-        error = said(failure or read_reason(response.body))
+        error = error_of(failure or read_reason(response.body))
         code = error.get("code") or error.get("type") or response.status_code
         return Row(entry.custom_id, error=self.row_error(code, error.get("message"), response.status_code))
 
@@ -269,12 +238,12 @@ class Adapter:
         """Fetch all results.
 
         Raises:
-            any_llm.BatchNotCompleteError: any-llm gives none of a batch of this status.
+            any_llm.BatchNotCompleteError: any-llm has no results of a batch with this status.
         """
         answer = await self.llm.aretrieve_batch_results(batch.id)
-        return [self._given(item) for item in answer.results]
+        return [self._row_of(item) for item in answer.results]
 
-    def _given(self, item: BatchResultItem) -> Row:
+    def _row_of(self, item: BatchResultItem) -> Row:
         if item.result is None:
             error = item.error
             return Row(item.custom_id, error=self.row_error(error and error.code, error and error.message))
@@ -282,7 +251,7 @@ class Adapter:
         return Row(item.custom_id, msgspec.Raw(result))
 
     def row_error(self, code: object, message: object, status: int | None = None) -> RowError:
-        """Say why a request has no result, in the provider's words without keys."""
+        """Return the error of a request, with the provider's message, without keys."""
         text = self.redact(str(message or "The provider gave no reason"))
         return RowError.of(self.redact(str(code or "unknown"))[:100], text, status)
 
@@ -299,7 +268,7 @@ class Adapter:
             await leave(None, None, None)
 
     def _batch(self, answer: Any) -> Batch:
-        # The SDKs hand on what a provider answered without checking it: text, or an object of another kind.
+        # The SDKs return an answer without checking it: it may be text, or another object.
         return self._read(
             answer.model_dump(mode="json", warnings=False) if hasattr(answer, "model_dump") else answer
         )
@@ -335,7 +304,7 @@ _BEFORE = {"completed": "finalizing", "expired": "finalizing", "cancelled": "can
 
 
 def _lacks_files(batch: Batch) -> bool:
-    """Say whether a batch is said to have ended whose files are still to come."""
+    """Return whether a batch is shown as ended although its files are not there yet."""
     if batch.status not in _BEFORE or batch.output_file_id or batch.settled:
         return False
     completed, failed = _counted(batch)

@@ -9,7 +9,7 @@ import msgspec
 
 from flask_llm_batches.batch import Batch, Row
 from flask_llm_batches.errors import ValidationFailed
-from flask_llm_batches.providers.adapters.base import Adapter, Submission, Unsuitable, carried
+from flask_llm_batches.providers.adapters.base import Adapter, Submission, Unsuitable, rename_parameters
 from flask_llm_batches.providers.http import guarded_args
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class GeminiAdapter(Adapter):
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
-        carriable = carried(body, _TAKEN, "Not taken by Gemini as part of a batch.")
+        carriable = rename_parameters(body, _TAKEN, "Not taken by Gemini as part of a batch.")
         if "messages" not in carriable:
             raise Unsuitable("Missing data for required field.", "body", "messages", parameter=False)
         for name, decoder in _TYPES.items():
@@ -152,11 +152,11 @@ def _completion(response: GenerateContentResponse, batch: Batch) -> dict[str, An
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(said), "refusal": None},
+                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
                 "logprobs": None,
                 "finish_reason": reason,
             }
-            for index, (said, reason) in enumerate(_said(response))
+            for index, (texts, reason) in enumerate(_candidates(response))
         ],
         "usage": {
             "prompt_tokens": prompt,
@@ -168,8 +168,8 @@ def _completion(response: GenerateContentResponse, batch: Batch) -> dict[str, An
     }
 
 
-def _said(response: GenerateContentResponse) -> list[tuple[list[str], str]]:
-    """Return the text of each candidate and why it ends; of thoughts, nothing, as nothing asked for them."""
+def _candidates(response: GenerateContentResponse) -> list[tuple[list[str], str]]:
+    """Return the text of each candidate, without its thoughts, and why it ended."""
     found = []
     for candidate in response.candidates or ():
         parts = (candidate.content and candidate.content.parts) or ()
