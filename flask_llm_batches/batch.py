@@ -58,8 +58,9 @@ class Batch:
     """OpenAI's batch object and the provider it is at.
 
     Times are Unix seconds. ``request_counts`` has ``total``, ``completed`` and ``failed``; ``errors`` has
-    ``data``, a list of ``{"code", "line", "message", "param"}``. ``replayed`` is no part of the object: it is
-    true in the answer to a create whose batch an earlier one with the same ``Idempotency-Key`` made.
+    ``data``, a list of ``{"code", "line", "message", "param"}``. Two fields are ours: ``owner``, which is
+    None for a batch without a record, and ``replayed``, which is true in the answer to a create whose batch
+    an earlier create with the same ``Idempotency-Key`` made.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Batch:
     request_counts: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     usage: dict[str, Any] | None = None
+    owner: str | None = field(default=None, compare=False)
     replayed: bool = field(default=False, compare=False)
 
     @property
@@ -130,8 +132,8 @@ class Batch:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field, nulls included, as JSON types."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "replayed"}
+        """Return every field of OpenAI's object, and the provider, as JSON types; nulls included."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("owner", "replayed")}
 
     def remembering(self, known: Mapping[str, Any]) -> Self:
         """Fill in what some providers do not give back, and take out what is ours."""

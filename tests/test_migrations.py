@@ -25,6 +25,7 @@ NAMES = {
     "ix_llm_batches_batch_accounted_at_owner",
     "ix_llm_batches_batch_batch_id",
     "ix_llm_batches_batch_owner_id",
+    "ix_llm_batches_batch_owner_status_id",
     "ix_llm_batches_batch_state_owner",
     "ix_llm_batches_batch_status_id",
     "ix_llm_batches_usage_batch_uid",

@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from flask_llm_batches import current_llm_batches
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
 from tests.hosts import requests
@@ -338,6 +339,58 @@ def test_owners_see_only_their_own(app: Flask, ada: FlaskClient, llm_provider: S
             assert eve.open(f"/v1/batches/{id_}{path}", method=method).status_code == 422
         assert eve.get(f"/v1/batches?after={id_}").status_code == 422
     assert len(llm_provider.calls) == before
+
+
+def test_lists_are_filtered_by_status(ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Pages have only such batches; one that has just ended is not among those that run."""
+    made = [create_batch(ada, 1) for _ in range(5)]
+    for batch in llm_provider.batches[1::2]:
+        batch.finish()
+    assert [one["id"] for one in ada.get("/v1/batches?status=in_progress").get_json()["data"]] == made[::2][
+        ::-1
+    ]
+    page = ada.get("/v1/batches?status=completed&limit=1").get_json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == ([made[3]], True)
+    page = ada.get(f"/v1/batches?status=completed&limit=1&after={made[3]}").get_json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == ([made[1]], False)
+    assert ada.get("/v1/batches?status=failed").get_json()["data"] == []
+
+
+def test_an_admin_lists_what_owners_have(app: Flask, ada: FlaskClient, admin: FlaskClient) -> None:
+    """By owner, by status or by both, from the record; without either, what the provider has."""
+    bob = client_of(app, "bob")
+    by_ada, by_bob = create_batch(ada), create_batch(bob)
+
+    def found(query: str) -> list[str]:
+        return [one["id"] for one in admin.get(f"/v1/batches?{query}").get_json()["data"]]
+
+    assert found("owner=ada") == found("owner=ada&status=in_progress") == [by_ada]
+    assert found("status=in_progress") == [by_bob, by_ada]
+    assert found(f"status=in_progress&after={by_bob}") == [by_ada]
+    assert found("owner=carol") == found("status=failed") == []
+    assert admin.get("/v1/batches").status_code == 422
+    refused = ada.get("/v1/batches?owner=bob")
+    assert (refused.status_code, refused.get_json()["error"]["param"]) == (403, "owner")
+    assert ada.get("/v1/batches?owner=ada").get_json()["data"][0]["id"] == by_ada
+
+
+def test_admins_see_whose_a_batch_is(
+    app: Flask, ada: FlaskClient, admin: FlaskClient, llm_provider: Simulator
+) -> None:
+    """In a batch and in lists; it is null of a batch without a record, and owners are not told."""
+    batch_id = create_batch(ada)
+    assert admin.get(f"/v1/batches/{batch_id}").get_json()["owner"] == "ada"
+    assert admin.get("/v1/batches?provider=openai").get_json()["data"][0]["owner"] == "ada"
+    assert admin.get("/v1/batches?owner=ada").get_json()["data"][0]["owner"] == "ada"
+    assert admin.post(f"/v1/batches/{batch_id}/cancel").get_json()["owner"] == "ada"
+    body = {"model": "openai:m", "requests": requests(1), "user": "carol"}
+    assert admin.post("/v1/batches", json=body).get_json()["owner"] == "carol"
+    llm_provider.batches[0].finish()
+    assert admin.get(f"/v1/batches/{batch_id}").get_json()["owner"] == "ada"
+    with app.app_context():
+        assert current_llm_batches.retrieve(batch_id, owner="ada").owner == "ada"
+    assert "owner" not in ada.get(f"/v1/batches/{batch_id}").get_json()
+    assert "owner" not in ada.get("/v1/batches").get_json()["data"][0]
 
 
 def test_another_provider_than_the_records_is_not_found(make_host: MakeHost, llm_provider: Simulator) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask_llm_batches.cli.group import Group
 from flask_llm_batches.cli.keys import keys
-from flask_llm_batches.cli.record import openapi, reconcile, usage
+from flask_llm_batches.cli.record import openapi, purge, reconcile, usage
 
 cli = Group("llm-batches", help="Batches for large language models.")
-for command in (keys, openapi, reconcile, usage):
+for command in (keys, openapi, purge, reconcile, usage):
     cli.add_command(command)

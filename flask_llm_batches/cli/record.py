@@ -83,6 +83,22 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
 
 
 @click.command()
+@click.option("--before", required=True, metavar="TIME", help="A day (2026-11-01) or time, in UTC.")
+@click.option("--usage", is_flag=True, help="Delete the usage of these batches, too: sums lose it.")
+@click.option("--dry-run", is_flag=True, help="Count the batches only.")
+@with_appcontext
+def purge(*, before: str, usage: bool, dry_run: bool) -> None:
+    """Delete the record of batches that have ended and were created before a time.
+
+    Their Idempotency-Keys can be used again, and their owners can no longer see them. Batches that still run,
+    or that are being looked for, are kept.
+    """
+    query = load(UsageQuerySchema(), {"until": before})
+    count = current_llm_batches.purge(before=query["until"], usage=usage, dry_run=dry_run)
+    click.echo(f"{count} batches {'would be' if dry_run else 'are'} deleted")
+
+
+@click.command()
 @with_appcontext
 def openapi() -> None:
     """Print the OpenAPI document, as it is under the first URL prefix."""

@@ -165,7 +165,7 @@ class Creator:
             else:
                 begun = self._idempotency.begin(key, str(fingerprint), owner, begin)
                 if isinstance(begun, Batch):
-                    return replace(begun, replayed=True)
+                    return replace(begun, owner=owner, replayed=True)
                 record = begun
             if spool.renamed:
                 logger.warning("batch %s: %s", record.uid, _renamed(spool, asked))
@@ -178,7 +178,8 @@ class Creator:
                 self._not_accepted(record, failure, requested_by)
                 error = failure.error
             else:
-                return self._accepted(record, batch.remembering(asked_for), requested_by)
+                batch = replace(batch.remembering(asked_for), owner=owner)
+                return self._accepted(record, batch, requested_by)
             try:
                 raise error  # here, where no other exception would hold it in a reference cycle with the body
             finally:
@@ -280,6 +281,8 @@ def check_metadata(metadata: Mapping[Any, Any]) -> None:
 
 
 def _split_model(model: str) -> tuple[str, str]:
+    if not isinstance(model, str):
+        raise InvalidModel(f"Invalid model: it must be a string, not {type(model).__name__}", param="model")
     # The first separator counts: "openai:org/model", and "openai/ft:model" as older clients write it.
     parts = re.split("[:/]", model, maxsplit=1)
     if len(parts) == 1 or not all(part.strip() for part in parts) or has_control_characters(model):

@@ -6,9 +6,10 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from flask_llm_batches.batch import FINISHED, Batch, own_id
+from flask_llm_batches.batch import FINISHED, STATUSES, Batch, own_id
 from flask_llm_batches.config import Settings, provider_name
 from flask_llm_batches.core.adoption import Adopter, is_submitting
 from flask_llm_batches.core.reconcile import FRESH, Reconciler
@@ -29,6 +30,9 @@ from flask_llm_batches.store.batches import SETTLED, Batches
 from flask_llm_batches.store.models import Record
 
 logger = logging.getLogger(__name__)
+
+MAX_PAGE = 100
+"""The most batches of a page."""
 
 
 class Place(NamedTuple):
@@ -115,7 +119,7 @@ class Lookup:
         if place.record is None or self._providers.has(place.provider):
             return self._now(place)
         logger.warning("batch %r is shown as last seen: %r is not in the settings", batch_id, place.provider)
-        return Batch.from_dict(place.record.snapshot, place.provider)
+        return place.record.last_seen()
 
     def ended(self, batch_id: str, *, owner: str | None, provider: str | None) -> tuple[Batch, Record | None]:
         """Return a batch that has results, and its record.
@@ -142,7 +146,7 @@ class Lookup:
         record = place.record
         if record is not None and record.batch_id is None:
             self.check_settled(record)
-            return Batch.from_dict(record.snapshot, record.provider)
+            return record.last_seen()
         if record is None:
             self._providers.retrieve(place.provider, place.batch_id)  # is it the batch's own id?
         return self.seen(record, self._providers.cancel(place.provider, place.batch_id))
@@ -162,21 +166,47 @@ class Lookup:
                 retry_after=self._reconciler.retry_after(record),
             )
 
-    def list(self, *, owner: str | None, provider: str | None, after: str | None, limit: int) -> Page:
-        """List batches, newest first: an owner's from the record, for everyone what the provider has."""
-        if owner is None:
+    def list(
+        self,
+        *,
+        owner: str | None,
+        provider: str | None,
+        status: str | None,
+        after: str | None,
+        limit: int,
+    ) -> Page:
+        """List batches, newest first.
+
+        Those of an owner, or with a status, are from the record; otherwise it is what the provider has.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValidationFailed.of(
+                f"Must be greater than or equal to 1 and less than or equal to {MAX_PAGE}.", "limit"
+            )
+        if status is not None and status not in STATUSES:
+            raise ValidationFailed.of(f"Must be one of: {', '.join(sorted(STATUSES))}.", "status")
+        if owner is None and status is None:
             return self._list_provider(provider, after, limit)
         name = None if provider is None else provider_name(provider)
         last = None
         if after is not None:
             found = self._batches.find(after) if is_id(after) else ()
-            last = next((one for one in found if one.owner == owner and name in (None, one.provider)), None)
+            last = next(
+                (one for one in found if owner in (None, one.owner) and name in (None, one.provider)), None
+            )
             if last is None:
                 raise ValidationFailed.of("Not the id of a batch in this list.", "after")
-        self._reconciler.settle_theirs(owner=owner, provider=name)
-        records, has_more = self._batches.list(owner=owner, provider=name, after=last, limit=limit)
+        if owner is not None:
+            self._reconciler.settle_theirs(owner=owner, provider=name)
+        if status is not None:
+            self._refreshed(self._batches.running(owner=owner, provider=name, limit=MAX_PAGE))
+        records, has_more = self._batches.list(
+            owner=owner, provider=name, status=status, after=last, limit=limit
+        )
         if name is not None and not records:
             self._providers.name_of(name)  # one that is not in the settings any more may have batches here
+        if status is not None:
+            return Page([record.last_seen() for record in records], has_more)
         return Page(self._refreshed(records), has_more)
 
     def seen(self, record: Record | None, batch: Batch) -> Batch:
@@ -186,7 +216,7 @@ class Lookup:
         batch, changed = self._batches.seen(record, batch.remembering(record.snapshot))
         if changed and batch.finished:
             send(batch_finished, batch=batch, owner=record.owner)
-        return batch
+        return replace(batch, owner=record.owner)
 
     def _missing(self, record: Record) -> Batch | None:
         """Note that a provider has no such batch, and return the batch if that is so for good."""
@@ -194,12 +224,13 @@ class Lookup:
         if batch is not None:
             logger.warning("batch %r has been missing at %r for a day: it failed", batch.id, record.provider)
             send(batch_finished, batch=batch, owner=record.owner)
+            batch = replace(batch, owner=record.owner)
         return batch
 
     def _now(self, place: Place) -> Batch:
         record = place.record
         if record is not None and (record.status in FINISHED or record.batch_id is None):
-            batch = Batch.from_dict(record.snapshot, record.provider)
+            batch = record.last_seen()
             lost = record.missing_since is not None
             if record.batch_id is None or lost or self._providers.adapter_of(place.provider).is_final(batch):
                 return batch
@@ -242,7 +273,7 @@ class Lookup:
             for record, answer in zip(due, answers, strict=True)
             if answer is not None
         }
-        return [fresh.get(one.id) or Batch.from_dict(one.snapshot, one.provider) for one in records]
+        return [fresh.get(one.id) or one.last_seen() for one in records]
 
     def _is_untracked(self, provider: str, batch_id: str) -> bool:
         """Return whether a batch without a record may be shown: we did not make it for somebody."""

@@ -25,6 +25,7 @@ from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.database import Database
 from flask_llm_batches.store.idempotency import IdempotencyKeys
 from flask_llm_batches.store.manifests import Manifests
+from flask_llm_batches.store.purge import Purge
 from flask_llm_batches.store.searches import Searches
 from flask_llm_batches.store.usage import UsageSum, UsageSums
 
@@ -46,6 +47,7 @@ class Service:
         self.keys = Keys(ApiKeys(database))
         self._database = database
         self._usage = UsageSums(database)
+        self._purge = Purge(database)
         self._providers = providers
         batches, heartbeat = Batches(database), Heartbeat()
         self._adopter = Adopter(batches, providers)
@@ -135,19 +137,30 @@ class Service:
         return self._lookup.cancel(batch_id, owner=owner_or_everyone(owner), provider=provider)
 
     def list(
-        self, *, owner: Owner, provider: str | None = None, after: str | None = None, limit: int = 20
+        self,
+        *,
+        owner: Owner,
+        provider: str | None = None,
+        status: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
     ) -> Page:
-        """List batches, newest first: an owner's from the record, for ``EVERYONE`` what the provider has.
+        """List batches, newest first.
 
-        Batches of the record that still run are refreshed, unless another list did so two seconds ago.
+        An owner's batches are from the record, and so are all batches with a status. For ``EVERYONE`` without
+        a status, it is what the provider has. Running batches of the record are refreshed, unless another
+        list did so two seconds ago.
 
         Args:
             owner: Whose batches.
-            provider: Only batches at this provider; required for ``EVERYONE``.
+            provider: Only batches at this provider; required for ``EVERYONE`` without a status.
+            status: Only batches with this status.
             after: The id of the last batch of the previous page.
-            limit: The length of the page.
+            limit: The length of the page, 1 to 100.
         """
-        return self._lookup.list(owner=owner_or_everyone(owner), provider=provider, after=after, limit=limit)
+        return self._lookup.list(
+            owner=owner_or_everyone(owner), provider=provider, status=status, after=after, limit=limit
+        )
 
     def results(
         self,
@@ -215,6 +228,24 @@ class Service:
         settled = self._reconciler.settle_every(older_than=older_than)
         sweep(self.settings.spool_dir, older_than=self.settings.transfer_timeout + 60)
         return settled
+
+    def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:
+        """Delete the record of batches that have ended and were created before a time.
+
+        Their ``Idempotency-Key``s can be used again, and only an admin can still read what the provider has
+        of them. Sums of the usage include them, unless their usage is deleted, too.
+
+        Args:
+            before: Unix seconds.
+            usage: Whether to delete their usage.
+            dry_run: Whether to count them only.
+
+        Returns:
+            The number of batches.
+        """
+        if dry_run:
+            return self._purge.count(before=before)
+        return self._purge.delete(before=before, usage=usage)
 
     def adopt(self, uid: str, batch_id: str) -> Batch:
         """Record that an unsettled batch is the one with a provider's id.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint, text
 from sqlalchemy.dialects.mysql import MEDIUMBLOB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from flask_llm_batches.batch import Batch
 
 # Ids compare byte for byte on every database: MySQL's and MariaDB's default collations take "A" for "a".
 _BINARY = {
@@ -85,6 +87,7 @@ class BatchRow(Leased, Base):
         UniqueConstraint("uid"),
         UniqueConstraint("provider", "batch_id"),
         Index(None, "owner", "id"),
+        Index(None, "owner", "status", "id"),
         Index(None, "batch_id"),
         Index(None, "status", "id"),
         _few("state", "owner", where=UNSETTLED),
@@ -128,6 +131,10 @@ class Record:
     accounted_at: int | None
     lease_token: str | None
     lease_until: int | None
+
+    def last_seen(self) -> Batch:
+        """Return the batch as it was last seen."""
+        return replace(Batch.from_dict(self.snapshot, self.provider), owner=self.owner)
 
 
 class ProviderRow(Leased, Base):

@@ -7,14 +7,13 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, bindparam, or_, select, text, update
 
-from flask_llm_batches.batch import uid_of
+from flask_llm_batches.batch import FINISHED, STATUSES, uid_of
 from flask_llm_batches.store.models import UNSETTLED, BatchRow, Record
 from flask_llm_batches.store.store import Store, is_owned, transaction
 
 # Rows are read and written without the ORM's session: that takes a third of the time, in every call.
 RECORD = select(*(getattr(BatchRow, name) for name in Record.__slots__))
 _SHOWN = RECORD.where(BatchRow.status.is_not(None))
-_BY_OWNER = "FORCE INDEX (ix_llm_batches_batch_owner_id)"
 _FIND = RECORD.where(BatchRow.batch_id == bindparam("batch_id"))
 
 
@@ -36,7 +35,7 @@ class BatchQueries(Store):
     def claim_refresh(
         self, connection: Connection, records: Sequence[Record], *, before: int
     ) -> Sequence[Record]:
-        """Give those of the records that no list has asked after since then; nobody else gets the same."""
+        """Return those records that have not been refreshed since then. No other process gets the same."""
         now = int(time.time())
         claimed = []
         for record in records:
@@ -66,31 +65,53 @@ class BatchQueries(Store):
 
     @transaction
     def list(
-        self, connection: Connection, *, owner: str, provider: str | None, after: Record | None, limit: int
+        self,
+        connection: Connection,
+        *,
+        owner: str | None,
+        provider: str | None,
+        status: str | None,
+        after: Record | None,
+        limit: int,
     ) -> tuple[list[Record], bool]:
-        """List an owner's batches, newest first, and say whether there are more.
+        """Return batches, newest first, and whether there are more.
 
-        Those that are being submitted or looked for are among them, and those that are not there; those that
-        the provider refused are not.
+        Unsettled batches are among them, and those that were not found at the provider. Batches that the
+        provider refused are not.
         """
-        query = _SHOWN.where(is_owned(BatchRow.owner, owner))
+        query, index = _SHOWN, "status_id"
+        if owner is not None:
+            query = query.where(is_owned(BatchRow.owner, owner))
+            index = "owner_id" if status is None else "owner_status_id"
+        if status is not None:
+            query = query.where(BatchRow.status == status)
         if provider is not None:
             query = query.where(BatchRow.provider == provider)
         if after is not None:
             query = query.where(BatchRow.id < after.id)
         # MariaDB would read all that is newer than the page.
-        query = query.with_hint(BatchRow, _BY_OWNER, "mysql").with_hint(BatchRow, _BY_OWNER, "mariadb")
+        hint = f"FORCE INDEX (ix_llm_batches_batch_{index})"
+        query = query.with_hint(BatchRow, hint, "mysql").with_hint(BatchRow, hint, "mariadb")
         rows = connection.execute(query.order_by(BatchRow.id.desc()).limit(limit + 1)).all()
         return [Record(*row) for row in rows[:limit]], len(rows) > limit
+
+    @transaction
+    def running(
+        self, connection: Connection, *, owner: str | None, provider: str | None, limit: int
+    ) -> Sequence[Record]:
+        """Return the newest batches that a provider has and that have not ended."""
+        query = RECORD.where(BatchRow.status.in_(STATUSES - FINISHED), BatchRow.batch_id.is_not(None))
+        if owner is not None:
+            query = query.where(is_owned(BatchRow.owner, owner))
+        if provider is not None:
+            query = query.where(BatchRow.provider == provider)
+        return [Record(*row) for row in connection.execute(query.order_by(BatchRow.id.desc()).limit(limit))]
 
     @transaction
     def unsettled(
         self, connection: Connection, *, owner: str | None = None, provider: str | None = None
     ) -> Sequence[Record]:
-        """Give the batches of which nobody knows whether they are at the provider, oldest first.
-
-        Those that are being submitted at this moment are among them.
-        """
+        """Return the unsettled batches, oldest first. Those that are being submitted are among them."""
         # In these words, or SQLite does not see which index has them.
         query = RECORD.where(text(UNSETTLED))
         if owner is not None:

@@ -6,6 +6,7 @@ from io import BytesIO
 
 from flask import Response, request
 
+from flask_llm_batches.batch import Batch
 from flask_llm_batches.core.idempotency import HEADER as IDEMPOTENCY_KEY
 from flask_llm_batches.core.requests import LONGEST_REQUEST
 from flask_llm_batches.current import current_llm_batches
@@ -29,7 +30,8 @@ from flask_llm_batches.web.schemas.results import ResultsQuerySchema
 from flask_llm_batches.web.stream import caller_waits, json_stream, ndjson_stream
 
 # Made once: a schema copies all its fields when it is made.
-BATCH, BATCH_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
+BATCH, BATCH_LIST = BatchSchema(exclude=["owner"]), BatchListSchema(exclude=["data.owner"])
+ADMINS_BATCH, ADMINS_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
 CREATE_QUERY, LINES_QUERY = CreateQuerySchema(), LinesQuerySchema()
 BATCH_QUERY, LIST_QUERY, RESULTS_QUERY = BatchQuerySchema(), ListQuerySchema(), ResultsQuerySchema()
 
@@ -57,7 +59,7 @@ def create() -> Response:
     if dry_run:
         return answer(CHECKED, current_llm_batches.check(**data))
     batch = current_llm_batches.create(requested_by=principal.owner, **data)
-    response = answer(BATCH, batch)
+    response = _answer_batch(batch)
     if batch.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return response
@@ -65,18 +67,23 @@ def create() -> Response:
 
 def list_batches() -> Response:
     query = load_query(LIST_QUERY)
-    return answer(BATCH_LIST, current_llm_batches.list(owner=caller(), **query))
+    principal = caller()
+    owner = query.pop("owner", None)
+    if owner not in (None, principal.owner) and not principal.admin:
+        raise Forbidden("Only an admin may list the batches of another owner", param="owner")
+    page = current_llm_batches.list(owner=owner or principal, **query)
+    return answer(ADMINS_LIST if principal.admin else BATCH_LIST, page)
 
 
 def retrieve(batch_id: str) -> Response:
     query = load_query(BATCH_QUERY)
     batch = current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=caller(), **query)
-    return answer(BATCH, batch)
+    return _answer_batch(batch)
 
 
 def cancel(batch_id: str) -> Response:
     query = load_query(BATCH_QUERY)
-    return answer(BATCH, current_llm_batches.cancel(batch_id, owner=caller(), **query))
+    return _answer_batch(current_llm_batches.cancel(batch_id, owner=caller(), **query))
 
 
 def results(batch_id: str) -> Response:
@@ -95,3 +102,7 @@ def results(batch_id: str) -> Response:
     response = Response((ndjson_stream if mimetype in NDJSON else json_stream)(rows), mimetype=mimetype)
     response.call_on_close(rows.close)
     return response
+
+
+def _answer_batch(batch: Batch) -> Response:
+    return answer(ADMINS_BATCH if caller().admin else BATCH, batch)

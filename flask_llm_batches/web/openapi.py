@@ -97,7 +97,7 @@ _LINES_QUERY = [
 _IDEMPOTENCY_KEY = {
     "name": HEADER,
     "in": "header",
-    "description": "The same create with the same key gives the same batch.",
+    "description": "The same create with the same key returns the same batch.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 _ROWS = _of_lines("A `Row` each, and blank ones; when it was interrupted the last one is an `Error`.")
@@ -155,10 +155,13 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
             "get": _operation(
                 "list", "List batches, newest first", BatchListSchema, usual, parameters=[listed]
             )
-            | {"description": "The caller's own; for an admin what the provider has, and it must be named."},
+            | {
+                "description": "The caller's own. For an admin who names no `status` and no `owner`, what "
+                "the provider has: `provider` is required then."
+            },
             "post": _operation(
                 "create",
-                "Hand in a batch",
+                "Submit a batch",
                 {"anyOf": [BatchSchema, CheckedSchema]},
                 (*usual, 409, 413, 415),
                 parameters=[{"in": "query", "schema": CreateQuerySchema}, *_LINES_QUERY, _IDEMPOTENCY_KEY],
@@ -168,8 +171,8 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
         },
     )
     of_one = (*usual, 404)
-    retrieve = _operation("retrieve", "Ask after a batch", BatchSchema, of_one, parameters=by_id)
-    cancel = _operation("cancel", "Ask for a batch to be cancelled", BatchSchema, of_one, parameters=by_id)
+    retrieve = _operation("retrieve", "Retrieve a batch", BatchSchema, of_one, parameters=by_id)
+    cancel = _operation("cancel", "Cancel a batch", BatchSchema, of_one, parameters=by_id)
     results = _operation(
         "results",
         "Fetch the results",

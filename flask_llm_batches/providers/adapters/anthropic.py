@@ -77,7 +77,7 @@ class AnthropicAdapter(Adapter):
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
-        """Return a request as Anthropic takes it: chat completions in its words, its own requests unchanged."""
+        """Return a request as Anthropic takes it: chat completions in its words, its own unchanged."""
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise Unsuitable(
                 "Must be 1 to 64 letters, digits, dashes and underscores.", "custom_id", parameter=False

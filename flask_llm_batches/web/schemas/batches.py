@@ -15,6 +15,7 @@ from flask_llm_batches.core.create import (
     MAX_METADATA_KEY,
     MAX_METADATA_VALUE,
 )
+from flask_llm_batches.core.lookup import MAX_PAGE
 from flask_llm_batches.core.requests import MAX_CUSTOM_ID_LENGTH
 from flask_llm_batches.errors import InvalidJSON, ValidationFailed
 from flask_llm_batches.principal import MAX_OWNER_LENGTH, has_control_characters
@@ -152,8 +153,15 @@ class BatchQuerySchema(RequestSchema):
 
 
 class ListQuerySchema(BatchQuerySchema):
+    status = fields.String(
+        validate=validate.OneOf(sorted(STATUSES)), metadata={"description": "Only batches with this status."}
+    )
+    owner = fields.String(
+        validate=validate.Length(min=1, max=MAX_OWNER_LENGTH),
+        metadata={"description": "Only an admin may name another owner than themselves."},
+    )
     after = fields.String(validate=validate.Length(min=1, max=512))
-    limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=100))
+    limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=MAX_PAGE))
 
 
 def _nullable_time(moment: str) -> fields.Integer:
@@ -192,6 +200,9 @@ class BatchSchema(Schema):
     request_counts = fields.Nested(RequestCountsSchema, required=True, allow_none=True)
     metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True, allow_none=True)
     usage = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
+    owner = fields.String(
+        allow_none=True, metadata={"description": "Only for admins; null without a record."}
+    )
 
 
 class BatchListSchema(Schema):
