@@ -92,6 +92,15 @@ def ready() -> Flask:
     return app
 
 
+def impatient() -> Flask:
+    """Make that app with short timeouts, for a provider that hangs."""
+    import any_llm.providers.openai  # noqa: F401
+
+    app = from_environment(timeout=1.5, transfer_timeout=4)
+    dispose(app)
+    return app
+
+
 if __name__ == "__main__":
     point, model = sys.argv[1:]
     app = from_environment()

@@ -15,12 +15,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from flask_llm_batches.store.leases import LEASE
 from flask_llm_batches.testing import Simulator
+from tests.chaos import Chaos
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
 from tests.faults import STILL_UNKNOWN, WINDOW, own_ids, reconcile, time_passes
@@ -172,3 +174,150 @@ def test_workers_killed_at_random(
         made = {"model": "openai:m", "requests": requests(2), "metadata": {"key": key}}
         again = ada.post("/v1/batches", json=made, headers={"Idempotency-Key": key})
         assert (again.status_code, again.headers.get("Idempotent-Replayed") == "true") == (200, key in keys)
+
+
+class Caller:
+    """A client that creates, follows, cancels and reads batches, and notes every answer that is wrong."""
+
+    def __init__(self, url: str, name: int, wrong: Counter[str], answered: dict[str, str]) -> None:
+        self._http = httpx.Client(base_url=url, headers={"X-User": "ada"}, timeout=30)
+        self._name = name
+        self._wrong = wrong
+        self._answered = answered
+        self._chance = random.Random(name)
+
+    def run(self, stopped: threading.Event, asked: set[str]) -> None:
+        with self._http:
+            number = 0
+            while not stopped.is_set():
+                key = f"{self._name}-{number // 2}"  # each is asked for twice
+                asked.add(key)
+                with suppress(httpx.TransportError):
+                    self._create(key)
+                with suppress(httpx.TransportError):
+                    self._follow(key)
+                number += 1
+                stopped.wait(0.02)
+
+    def _create(self, key: str) -> None:
+        body = {"model": "openai:m", "requests": requests(2), "metadata": {"key": key}}
+        answer = self._http.post("/v1/batches", json=body, headers={"Idempotency-Key": key})
+        if answer.status_code == 200:
+            batch_id = answer.json()["id"]
+            if self._answered.setdefault(key, batch_id) != batch_id:
+                self._wrong["another batch for the same key"] += 1
+        elif answer.status_code not in (409, 429, 502, 503, 504):
+            self._wrong[f"create {answer.status_code}"] += 1
+
+    def _follow(self, key: str) -> None:
+        batch_id = self._answered.get(key)
+        if batch_id is None:
+            return
+        path = f"/v1/batches/{batch_id}"
+        do = self._chance.choice(("retrieve", "retrieve", "list", "cancel", "results", "results"))
+        if do == "cancel" and self._chance.random() > 0.3:
+            do = "retrieve"
+        if do == "results":
+            self._read(path)
+            return
+        answer = {
+            "retrieve": lambda: self._http.get(path),
+            "list": lambda: self._http.get("/v1/batches"),
+            "cancel": lambda: self._http.post(f"{path}/cancel"),
+        }[do]()
+        if answer.status_code not in (200, 404, 409, 429, 502, 503, 504):
+            self._wrong[f"{do} {answer.status_code}"] += 1
+
+    def _read(self, path: str) -> None:
+        answer = self._http.get(f"{path}/results")
+        if answer.status_code == 200:
+            for problem in wrong_rows(answer.json()["results"], may_be_damaged=True):
+                self._wrong[problem] += 1
+        elif answer.status_code not in (404, 409, 429, 502, 503, 504):
+            self._wrong[f"results {answer.status_code}"] += 1
+
+
+def wrong_rows(rows: list[dict[str, Any]], *, may_be_damaged: bool = False) -> list[str]:
+    """Return what is wrong with the rows of a batch of two requests."""
+    if sorted(row["custom_id"] for row in rows) != ["r0", "r1"]:
+        return ["rows that are not those of the requests"]
+    fine = {"batch_cancelled"} | ({"unreadable"} if may_be_damaged else set())
+    return [
+        f"row {row['error'] and row['error']['code']}"
+        for row in rows
+        if (
+            row["error"]["code"] not in fine
+            if row["error"]
+            else row["custom_id"][1] not in str(row["result"])
+        )
+    ]
+
+
+def test_workers_killed_while_the_provider_does_everything_wrong(
+    make_host: MakeHost, llm_provider: Simulator, database_url: str, tmp_path: Path
+) -> None:
+    """Whatever goes wrong at once, no batch is lost, made twice, made up or stuck, and no answer is wrong."""
+    wrong: Counter[str] = Counter()
+    answered: dict[str, str] = {}
+    asked: set[str] = set()
+    stopped = threading.Event()
+    chance, chaos, kills = random.Random(2), Chaos(llm_provider, 3), 0
+    llm_provider.seconds = 0.5
+    options = ["--preload", "--workers=2", "--threads=8", "--log-level=critical"]
+    with (
+        gunicorn(
+            llm_provider, tmp_path, *options, app="tests.killed:impatient()", database=database_url
+        ) as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        chaos.start()
+        running = [
+            clients.submit(Caller(server.url, name, wrong, answered).run, stopped, asked) for name in range(8)
+        ]
+        try:
+            while kills < ROUNDS:
+                time.sleep(chance.uniform(0.05, 1))
+                if workers := server.workers():
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+                    kills += 1
+        finally:
+            stopped.set()
+        for one in running:
+            one.result()
+    chaos.stop()
+    app = make_host(database=database_url)
+    time_passes(database_url, WINDOW + LEASE)
+    reconcile(app)
+    ada = client_of(app, "ada")
+    there = Counter(batch.id for batch in llm_provider.batches)
+    known = Counter(accepted(database_url))
+    keys = Counter((batch.metadata or {})["key"] for batch in llm_provider.batches)
+    states = Counter(state for (state,) in query(database_url, "SELECT state FROM llm_batches_batch"))
+    for batch in llm_provider.batches:
+        if batch.status not in ("completed", "cancelled"):
+            batch.finish()
+    for key in asked:
+        body = {"model": "openai:m", "requests": requests(2), "metadata": {"key": key}}
+        again = ada.post("/v1/batches", json=body, headers={"Idempotency-Key": key})
+        if again.status_code != 200 or (key in keys) != ("Idempotent-Replayed" in again.headers):
+            wrong[f"a key that is stuck: {again.status_code}"] += 1
+        elif answered.get(key, again.get_json()["id"]) != again.get_json()["id"]:
+            wrong["another batch for the same key"] += 1
+    for batch_id in known:
+        answer = ada.get(f"/v1/batches/{batch_id}/results")
+        problems = wrong_rows(answer.get_json()["results"]) if answer.status_code == 200 else [answer.text]
+        wrong.update(problems)
+    counts = {
+        "orphans": len(there - known),
+        "doubles": sum(count > 1 for count in keys.values()),
+        "phantoms": len(known - there),
+        "stuck": states.total() - states["accepted"] - states["failed"],
+        "wrong answers": wrong.total(),
+    }
+    logger.warning(
+        "%d kills, %d faults of %d kinds %s, %d keys, %d batches at the provider: %s %s",
+        *(kills, chaos.counts.total(), len(chaos.counts), dict(chaos.counts), len(asked), there.total()),
+        *(counts, dict(wrong)),
+    )
+    assert len(chaos.counts) >= 12
+    assert counts == dict.fromkeys(counts, 0), wrong
