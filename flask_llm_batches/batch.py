@@ -1,4 +1,4 @@
-"""What a batch is, whichever provider runs it."""
+"""A batch and its rows, the same for all providers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OWN_ID = re.compile("batch_([0-9a-f]{32})")
 
 
 def own_id(uid: str) -> str:
-    """Return the id that a batch has for callers as long as its provider has given it none."""
+    """Return the id that callers see until the provider has returned its own."""
     return f"batch_{uid}"
 
 
@@ -96,22 +96,22 @@ class Batch:
 
     @property
     def settled(self) -> bool:
-        """Whether it ended so long ago that nothing about it changes; only of a batch that has ended."""
+        """Whether a batch that has ended did so long ago, so that nothing about it will change."""
         known = [at for at in (getattr(self, f"{self.status}_at"), self.expires_at) if at is not None]
         return min(known, default=self.created_at + 24 * 3600) + LAG < time()
 
     @property
     def uid(self) -> str | None:
-        """Our own id of it, if the provider gave it back with the metadata."""
+        """Our own id of the batch, if the provider returned it with the metadata."""
         uid = (self.metadata or {}).get(UID_KEY)
         return uid_of(own_id(uid)) if isinstance(uid, str) else None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], provider: str) -> Self:
-        """Read a batch object, as a provider or a snapshot of ours has it.
+        """Make a batch from a batch object of a provider, or from a snapshot.
 
-        A field that is not what it should be is as if left out. A status that OpenAI does not have says that
-        the batch is not finished.
+        A field of another type than OpenAI's is ignored. A status that OpenAI does not have means that
+        the batch has not ended.
 
         Raises:
             ValueError: It has no id, no status or no time of creation.
@@ -136,7 +136,7 @@ class Batch:
         return {name: getattr(self, name) for name in self.__slots__ if name not in ("owner", "replayed")}
 
     def remembering(self, known: Mapping[str, Any]) -> Self:
-        """Fill in what some providers do not give back, and take out what is ours."""
+        """Return the batch with fields that some providers do not return, and without our own metadata."""
         kept = dict(self.metadata or known.get("metadata") or {})
         kept.pop(UID_KEY, None)
         return replace(

@@ -17,7 +17,7 @@ PREFIX = "LLM_BATCHES_"
 
 
 def provider_name(name: str) -> str:
-    """Return a provider's name as the record has it: names that differ only in case are one."""
+    """Return a provider's name in the form of the record. Names are not case-sensitive."""
     return name.strip().lower()
 
 

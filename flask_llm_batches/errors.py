@@ -21,7 +21,7 @@ class ConfigurationError(ValueError):
 
 
 class LLMBatchesError(Exception):
-    """The base of everything a call can raise.
+    """The base class of all errors that a call raises.
 
     Attributes:
         status: The HTTP status of the answer.
@@ -76,20 +76,20 @@ class UnknownProvider(LLMBatchesError):
 
 
 class ProviderRejected(LLMBatchesError):
-    """The provider refused the request as wrong; its own words, redacted."""
+    """The provider refused the request; the message is the provider's, without keys."""
 
     status, code = 400, "provider_rejected"
 
 
 class Unauthenticated(LLMBatchesError):
-    """Nobody vouches for the caller."""
+    """The caller is not known."""
 
     status, code = 401, "unauthenticated"
     headers = (("WWW-Authenticate", 'Bearer realm="llm-batches"'),)
 
 
 class Forbidden(LLMBatchesError):
-    """The caller is known, and may not do this."""
+    """The caller is known, but may not do this."""
 
     status, code = 403, "forbidden"
 
@@ -101,13 +101,13 @@ class BatchNotFound(LLMBatchesError):
 
 
 class UnsupportedMediaType(LLMBatchesError):
-    """The body is of a type that is not read here."""
+    """The body has a media type that is not supported."""
 
     status, code = 415, "unsupported_media_type"
 
 
 class BatchNotComplete(LLMBatchesError):
-    """Results were asked for while the batch runs."""
+    """The batch has no results yet, because it has not ended."""
 
     status, code = 409, "batch_not_complete"
 
@@ -125,7 +125,7 @@ class BatchNotComplete(LLMBatchesError):
 
 
 class BatchFailed(LLMBatchesError):
-    """Results were asked for of a batch that failed before any request ran."""
+    """The batch has no results, because it failed before any request ran."""
 
     status, code = 409, "batch_failed"
 
@@ -138,7 +138,7 @@ class BatchFailed(LLMBatchesError):
 
 
 class ResultsGone(LLMBatchesError):
-    """The provider has a batch, but its results no more: files are kept for some time only."""
+    """The provider no longer has the results: it keeps files only for some time."""
 
     status, code = 410, "results_gone"
 
@@ -164,7 +164,7 @@ class IdempotencyInProgress(LLMBatchesError):
 
 
 class IdempotencyMismatch(LLMBatchesError):
-    """An ``Idempotency-Key`` came with another request than the first time."""
+    """An ``Idempotency-Key`` was used for another create before."""
 
     status, code = 422, "idempotency_mismatch"
 
@@ -176,7 +176,7 @@ class IdempotencyMismatch(LLMBatchesError):
 
 
 class AdoptionRefused(LLMBatchesError):
-    """A batch cannot be recorded as the one that an operator names."""
+    """A batch cannot be recorded as the one that an operator named."""
 
     status, code = 409, "adoption_refused"
 
@@ -216,13 +216,13 @@ class ValidationFailed(LLMBatchesError):
 
 
 class UnsupportedParameters(ValidationFailed):
-    """Requests have parameters that would be lost on the way to the provider."""
+    """Requests have parameters that the provider would not receive."""
 
     code = "unsupported_parameters"
 
 
 class TooLarge(LLMBatchesError):
-    """There are more bytes than a limit allows."""
+    """The body, or the requests, have more bytes than a limit allows."""
 
     status, code = 413, "too_large"
 
@@ -240,7 +240,7 @@ class UnsupportedProvider(LLMBatchesError):
 
 
 class RateLimited(LLMBatchesError):
-    """The provider's own limit was reached."""
+    """The rate limit of the provider was reached."""
 
     status, code = 429, "rate_limited"
 

@@ -1,4 +1,4 @@
-"""LLMBatches: puts the endpoints, the tables and the service into a Flask app."""
+"""``LLMBatches``: adds the endpoints, the tables and the service to a Flask app."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LLMBatches:
                 app.register_blueprint(self.blueprint, url_prefix=prefix, name=name)
 
     def authenticator(self, function: A) -> A:
-        """Register the function that says who is calling; use it as a decorator.
+        """Register the function that identifies the caller. Use it as a decorator.
 
         It runs in the request, and returns a ``Principal``, or None when it does not know the caller. It may
         be async, as a view may.
@@ -89,7 +89,7 @@ class LLMBatches:
         return function
 
     def error_handler(self, function: E) -> E:
-        """Register a function that renders our errors the host's way; use it as a decorator.
+        """Register a function that renders errors as the host does. Use it as a decorator.
 
         It gets the ``LLMBatchesError`` and our answer to it, which it may change, and returns what a view
         may. It may be async, too.

@@ -1,4 +1,4 @@
-"""The fields of a provider's batch object, read one by one: what is not as it should be is not there."""
+"""Reads the fields of a provider's batch object one by one. A wrong value is ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ID = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f-\x9f\ud800-\udfff?
 
 
 def is_id(value: object) -> bool:
-    """Return whether something can be an id of a provider's."""
+    """Return whether a value can be the id of a provider's batch or file."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
@@ -22,7 +22,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_time(value: object) -> int | None:
-    """Read Unix seconds, in whole ones."""
+    """Return Unix seconds as a whole number."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return int(value) if is_number and 0 <= value < _LATEST else None  # type: ignore[operator, call-overload]
 
@@ -40,7 +40,7 @@ def _id(value: object) -> str | None:
 
 
 def _is_whole(text: object) -> bool:
-    """Return whether something is text without half a character in it, which no database takes."""
+    """Return whether a value is text without lone surrogates, which no database takes."""
     return isinstance(text, str) and _HALF.search(text) is None
 
 

@@ -1,4 +1,4 @@
-"""Bytes into lines: requests come in as JSONL, and results go out as it."""
+"""Splits bytes into lines of JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ NDJSON = ("application/x-ndjson", "application/jsonl")
 
 
 class Lines:
-    """Splits bytes at line feeds, however they are cut into chunks; holds only the unfinished line.
+    """Splits chunks of bytes into lines. Only the unfinished line is kept in memory.
 
     Args:
-        longest: The most bytes of a line. Of a longer one there are ``longest + 1``.
+        longest: The most bytes of a line. A longer one is cut to ``longest + 1`` bytes.
     """
 
     def __init__(self, longest: int = sys.maxsize) -> None:
@@ -33,7 +33,7 @@ class Lines:
 
     @property
     def cut(self) -> int:
-        """How many bytes of the unfinished line are too many."""
+        """The number of bytes by which the unfinished line is too long."""
         return max(-self._room, 0)
 
     def _keep(self, piece: bytes) -> None:
@@ -47,11 +47,11 @@ class Lines:
 
 
 def split_lines(chunks: Iterable[bytes], *, longest: int = sys.maxsize) -> Iterator[bytes]:
-    """Yield the lines of chunks, without their ends, and what comes after the last end, if only nothing.
+    """Yield the lines of chunks without their line feeds, and last what follows the last line feed.
 
     Args:
         chunks: The bytes.
-        longest: The most bytes of a line. Of a longer one there are ``longest + 1``.
+        longest: The most bytes of a line. A longer one is cut to ``longest + 1`` bytes.
     """
     lines = Lines(longest)
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Who is calling, and whose batches a call is about."""
+"""The caller, and the owner whose batches a call is about."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Owner = str | Principal | Literal[_Everyone.EVERYONE]
 
 
 def has_control_characters(text: str) -> bool:
-    """Return whether text could pretend to be several lines, in a log or a table."""
+    """Return whether text has control characters, which could forge lines of a log or a table."""
     return any(c < " " or "\x7f" <= c <= "\x9f" for c in text)
 
 

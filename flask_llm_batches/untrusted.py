@@ -1,7 +1,7 @@
-"""JSON from callers and providers, read in a bounded multiple of its bytes, whatever is in it.
+"""Reads JSON from callers and providers in memory that is a bounded multiple of its bytes.
 
-A few bytes of JSON may become a hundred of Python: ``{},`` a dict, ``1,`` a number. So what is small is
-decoded as it is, and what is large is counted first, in memory that does not grow.
+A few bytes of JSON may become a hundred bytes in Python: ``{},`` is a dict, ``1,`` a number. So small values
+are decoded at once, and the parts of large values are counted first, in constant memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TooMany(ValueError):
 
 
 class _Key:
-    """Any key of an object that is counted; there is one, so the dict with it does not grow."""
+    """Stands for every key of an object that is counted, so that the dict has one entry."""
 
 
 _KEY = _Key()
@@ -60,7 +60,7 @@ def read_object(value: msgspec.Raw | bytes | memoryview) -> dict[str, msgspec.Ra
 
 
 def is_longer(array: msgspec.Raw | bytes | memoryview, limit: int) -> bool:
-    """Return whether an array has more items than a limit, and False of anything else than an array.
+    """Return whether an array has more items than a limit; False if it is not an array.
 
     A list of another length than that is refused at the first item too many. Without its end, any other one
     is refused for that.
@@ -91,7 +91,7 @@ def read_array(value: msgspec.Raw | bytes | memoryview, limit: int) -> list[msgs
 
 
 def small(value: msgspec.Raw) -> msgspec.Raw:
-    """Return JSON that may be decoded as anything.
+    """Return the value, if it is small enough to be decoded as anything.
 
     Raises:
         TooMany: It is large.

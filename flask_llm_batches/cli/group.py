@@ -1,4 +1,4 @@
-"""What all commands have in common."""
+"""The base of all command groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flask_llm_batches.errors import LLMBatchesError
 
 
 class Group(AppGroup):
-    """Says our errors as the command line does."""
+    """Prints our errors as click prints its own."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

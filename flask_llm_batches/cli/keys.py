@@ -16,7 +16,7 @@ keys = Group("keys", help="Built-in API keys.")
 @click.option("--owner", required=True, help="Whose key it is: batches and usage are kept under this name.")
 @click.option("--admin", is_flag=True, help="Its bearer sees and touches the batches of all.")
 def create(owner: str, admin: bool) -> None:
-    """Make a key; it stands on the last line, for the only time."""
+    """Create a key, and print it on the last line. It is not shown again."""
     key = current_llm_batches.keys.create(owner=owner, admin=admin)
     click.echo(f"A key for {owner}. It is not shown again:", err=True)
     click.echo(key)
@@ -35,7 +35,7 @@ def list_keys() -> None:
 @keys.command()
 @click.argument("key_id", type=int, metavar="ID")
 def revoke(key_id: int) -> None:
-    """Take the key with this id (see: keys list) no longer."""
+    """Revoke the key with this id, which "keys list" shows."""
     if not current_llm_batches.keys.revoke(key_id):
         raise click.ClickException(
             f"There is no valid key with the id {key_id}; see: flask llm-batches keys list"

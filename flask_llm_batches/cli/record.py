@@ -1,4 +1,4 @@
-"""Commands about the record: the usage, what a crash left, and the OpenAPI document."""
+"""Commands about the record: usage, reconcile, purge, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from flask_llm_batches.web.usage import usage_csv
 
 
 @click.command()
-@click.option("--since", help="Of this day (2026-11-01) or time on, in UTC.")
+@click.option("--since", help="From this day (2026-11-01) or time on, in UTC.")
 @click.option("--until", help="Before this day or time.")
 @click.option("--group-by", type=click.Choice(GROUPS))
 @with_appcontext
 def usage(since: str | None, until: str | None, group_by: str | None) -> None:
-    """Print the usage of all as CSV: requests, tokens, and the cost in US dollars."""
+    """Print the usage of all owners as CSV: requests, tokens, and the cost in US dollars."""
     given = {"since": since, "until": until, "group_by": group_by}
     query = load(UsageQuerySchema(), {name: value for name, value in given.items() if value is not None})
     click.echo(usage_csv(current_llm_batches.usage(owner=EVERYONE, **query), group_by), nl=False)
@@ -42,8 +42,8 @@ def _pairs(_context: click.Context, _parameter: click.Parameter, given: tuple[st
     "--older-than",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Creates that were given up so long ago, and that the provider does not list, have failed; at least "
-    "120, and LLM_BATCHES_SEARCH_WINDOW (an hour) unless given.",
+    help="A batch fails if its create ended without an answer so long ago and the provider does not list it. "
+    "At least 120; by default LLM_BATCHES_SEARCH_WINDOW, an hour.",
 )
 @click.option(
     "--adopt",
@@ -51,18 +51,22 @@ def _pairs(_context: click.Context, _parameter: click.Parameter, given: tuple[st
     multiple=True,
     callback=_pairs,
     metavar="UID=BATCH_ID",
-    help="The provider's batch BATCH_ID is the unsettled one UID. It must be recorded for nobody else.",
+    help="Record that the unsettled batch UID is the provider's batch BATCH_ID.",
 )
 @click.option(
-    "--give-up", "given_up", multiple=True, metavar="UID", help="The provider does not have the batch UID."
+    "--give-up",
+    "given_up",
+    multiple=True,
+    metavar="UID",
+    help="Record that the provider does not have the batch UID.",
 )
 @with_appcontext
 def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], given_up: Sequence[str]) -> None:
-    """Find the batches of which nobody knows whether their provider has them; run it after a crash.
+    """Look for batches whose create got no answer at their providers. Run it after a crash.
 
-    Where a provider keeps no metadata (Anthropic, Gemini), nobody can tell which batch was made by which
-    create. Those that it may be are printed below it: name the right one with --adopt, or say with --give-up
-    that it is none of them.
+    Anthropic and Gemini keep no metadata, so their lists do not show which create made a batch. The
+    candidates are printed below the batch: record the right one with --adopt, or record with --give-up that
+    it is none of them.
     """
     for uid, batch_id in adopted:
         batch = current_llm_batches.adopt(uid, batch_id)

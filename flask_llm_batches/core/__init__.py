@@ -1,1 +1,1 @@
-"""What a batch does; knows no HTTP."""
+"""The work of a batch. Nothing in this package knows about HTTP."""

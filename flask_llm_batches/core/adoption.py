@@ -36,10 +36,10 @@ class Adopter:
         self._providers = providers
 
     def look_up(self, batch_id: str, *, owner: str, provider: str | None) -> None:
-        """Adopt the batch with a provider's id if it is an unsettled one, without a search.
+        """Adopt the batch with a provider's id if it is an unsettled batch, without a search.
 
-        Only providers are asked where the owner has an unsettled batch. A create whose answer could not be
-        recorded is found at once in this way, while its process may still be alive.
+        Only those providers are called at which the owner has an unsettled batch. A create whose answer could
+        not be recorded is found in this way at once, even while its process is still alive.
 
         Raises:
             LLMBatchesError: A provider did not answer.
@@ -58,11 +58,11 @@ class Adopter:
             raise failure
 
     def notice(self, provider: str, batches: Iterable[Batch], *, submitting: bool = False) -> Collection[str]:
-        """Adopt those batches that carry the uid of a record without one.
+        """Adopt batches that have the uid of an unsettled record in their metadata.
 
         Args:
-            provider: Who shows them.
-            batches: What the provider shows.
+            provider: The name of the provider.
+            batches: Batches as the provider returned them.
             submitting: Whether to adopt one whose create is still running, too.
 
         Returns:
@@ -76,10 +76,10 @@ class Adopter:
         return marked.keys()
 
     def adopt(self, uid: str, batch_id: str) -> Batch:
-        """Note that an unsettled batch is the one with a provider's id, because an operator says so.
+        """Record that an unsettled batch is the one with a provider's id, as an operator decided.
 
         Raises:
-            AdoptionRefused: It is not, or may not be.
+            AdoptionRefused: It cannot be that batch.
         """
         record = self._batches.by_uid(uid_of(uid) or uid)
         if record is None:
@@ -103,7 +103,7 @@ class Adopter:
         return batch.remembering(record.snapshot)
 
     def give_up(self, uid: str) -> None:
-        """Note that an unsettled batch is not there, because an operator says so.
+        """Record that the provider does not have an unsettled batch, as an operator decided.
 
         Raises:
             AdoptionRefused: It is settled, or its create is still running.
@@ -114,12 +114,12 @@ class Adopter:
         self._batches.not_there(record)
 
     def strangers(self, provider: str, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches that carry no uid, and that no entry of the same kind has in the record."""
+        """Return the batches without a uid that are not recorded for any entry of the same kind."""
         known = self._recorded(provider, [batch.id for batch in batches])
         return [batch for batch in batches if batch.id not in known and batch.uid is None]
 
     def _recorded(self, provider: str, batch_ids: Collection[str]) -> set[str | None]:
-        """Return those ids that are recorded for a provider, or for another entry of its kind."""
+        """Return those ids that are recorded for a provider, or for another entry of the same kind."""
         kind = self._providers.kind_of(provider)
         return {
             one.batch_id
@@ -148,12 +148,12 @@ class Adopter:
 
 
 def is_submitting(record: Record) -> bool:
-    """Return whether the process is known to live that submits a batch."""
+    """Return whether a batch is being submitted by a process that is known to be alive."""
     return record.state == "submitting" and (record.lease_until or 0) > time.time()
 
 
 def may_be(record: Record, batch: Batch) -> bool:
-    """Return whether a batch that carries no uid may be an unsettled one, by its time and its count."""
+    """Return whether a batch without a uid may be an unsettled one, by its time and number of requests."""
     given_up_at = record.lease_until or record.created_at
     in_time = record.created_at - MARGIN <= batch.created_at <= given_up_at + MARGIN
     return in_time and _total(batch) in (record.requests, 0)

@@ -1,4 +1,4 @@
-"""Result rows -> tokens."""
+"""Counts the tokens of result rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _decode = msgspec.json.Decoder(_Used).decode
 
 @dataclass(slots=True)
 class Consumed:
-    """What requests of one model consumed whose prompts are about as long.
+    """The tokens of requests for one model whose prompts have about the same length.
 
     Attributes:
         requests: How many requests.
@@ -145,7 +145,7 @@ _MOST = 10**8
 
 
 def _number(value: object, other: object = None) -> int:
-    """Return a number of tokens, or if it is none the other, or 0."""
+    """Return the first of two values that is a number of tokens; 0 if none is."""
     if isinstance(value, int):
         return value if 0 <= value <= _MOST else min(max(value, 0), _MOST)
     return 0 if other is None else _number(other)

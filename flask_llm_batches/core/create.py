@@ -1,4 +1,4 @@
-"""Requests in -> a batch at a provider."""
+"""Makes a batch at a provider out of requests."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ MAX_METADATA_KEY, MAX_METADATA_VALUE = 64, 512
 
 
 class Checked(NamedTuple):
-    """What a dry run found: what the batch would be.
+    """The result of a dry run.
 
     Attributes:
-        provider: Where it would run.
+        provider: The provider that would run the batch.
         requests: The number of requests.
         size: Their size in bytes, as the provider would receive them.
-        warnings: What would not be as it was asked for.
+        warnings: What would differ from the request.
     """
 
     provider: str

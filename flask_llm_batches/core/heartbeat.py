@@ -1,4 +1,4 @@
-"""What a process does every few seconds for as long as something lasts, such as to extend a lease."""
+"""Calls that are repeated every few seconds while something lasts, such as the extension of a lease."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Beat = Callable[[], bool]
 
 
 class Heartbeat:
-    """Beats for one app, on one daemon thread that ends when nothing beats any more.
+    """Repeats calls for one app, on one daemon thread that ends when there is nothing to repeat.
 
-    What lasts for less than a beat costs no more than an entry in a dict.
+    What lasts for less than one period costs only an entry in a dict.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Heartbeat:
         return key
 
     def remove(self, key: object) -> None:
-        """Call a function no longer."""
+        """Stop calling a function."""
         with self._lock:
             self._beats.pop(key, None)
 
@@ -76,7 +76,7 @@ class Heartbeat:
                 self.remove(key)
 
     def forget(self) -> None:
-        """Start anew in a child process, where the thread does not run and the leases are the parent's."""
+        """Start again in a child process: the thread does not run there, and the leases are the parent's."""
         self._lock = threading.Lock()
         self._beats = {}
         self._thread = None

@@ -1,4 +1,4 @@
-"""``Idempotency-Key``: the same create is done once, however often it is asked for."""
+"""``Idempotency-Key``: a create that is repeated with the same key makes one batch."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _decode = msgspec.json.Decoder(float_hook=lambda digits: {"float": digits}).deco
 
 
 class Fingerprint:
-    """Sums up what is asked for, whatever its white space is and the order of its keys.
+    """A hash of a create that ignores white space and the order of keys.
 
-    Of a request of more than 1 MiB its bytes count: as Python's objects it might be gigabytes.
+    Requests of more than 1 MiB are hashed as bytes: as Python objects they might take gigabytes.
     """
 
     def __init__(self, provider: str, submission: Submission) -> None:
         self._digest = hashlib.sha256(_encode([provider, submission]))
 
     def add(self, line: bytes) -> None:
-        """Take in a request, as a line of the spool."""
+        """Add a request, as a line of the spool."""
         if len(line) <= SMALL:
             with suppress(msgspec.DecodeError, RecursionError):  # as written: an integer of 5,000 digits, say
                 line = _encode(_decode(line))
@@ -56,7 +56,7 @@ class Idempotency:
     Args:
         keys: Where they are kept.
         batches: The batches that they stand for.
-        reconciler: Finds out what has become of a batch of which nobody knows.
+        reconciler: Looks for unsettled batches.
     """
 
     def __init__(self, keys: IdempotencyKeys, batches: Batches, reconciler: Reconciler) -> None:
@@ -69,17 +69,17 @@ class Idempotency:
         """Check a key.
 
         Raises:
-            ValidationFailed: It is none.
+            ValidationFailed: It is not a valid key.
         """
         if not _KEY.fullmatch(key):
             raise ValidationFailed.of("Not 1 to 255 visible ASCII characters.", HEADER)
 
     def begin(self, key: str, fingerprint: str, owner: str, begin: Callable[..., Record]) -> Record | Batch:
-        """Note the intent to make a batch, or give the one that was made.
+        """Record a new batch, or return the one that was made with the same key.
 
         Raises:
             IdempotencyMismatch: The key was used for something else.
-            IdempotencyInProgress: The first one is still being made, or is being looked for.
+            IdempotencyInProgress: The first create is still running, or its batch is being looked for.
         """
         hashed = hashlib.sha256(f"{owner}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         for _ in range(_ATTEMPTS):
@@ -92,7 +92,7 @@ class Idempotency:
         raise IdempotencyInProgress
 
     def _first_answer(self, hashed: str, fingerprint: str) -> Batch | None:
-        """Return what was answered; None when it is worth another look: the key is free, or has an answer."""
+        """Return the first answer; None if the key is free, or has just got its answer: then look again."""
         used = self._keys.find(hashed)
         if used is None:
             return None

@@ -20,7 +20,7 @@ class Keys:
         self._keys = keys
 
     def create(self, *, owner: str, admin: bool = False) -> str:
-        """Make a key and give it, for the only time: 256 random bits, of which a hash is kept.
+        """Create a key of 256 random bits and return it. Only its hash is stored.
 
         Raises:
             ValueError: ``owner`` is no owner's name.
@@ -31,7 +31,7 @@ class Keys:
         return key
 
     def verify(self, key: str) -> Principal | None:
-        """Return whose key it is; None for one that is not ours or not taken any more.
+        """Return the ``Principal`` of a key; None if it is not one of ours, or is revoked.
 
         The hash is what is looked up, so how long that takes tells nothing about the key.
         """
@@ -43,11 +43,11 @@ class Keys:
         return Principal(found.owner, found.admin)
 
     def list(self) -> list[ApiKey]:
-        """Return every key, oldest first, revoked ones too."""
+        """Return all keys, also revoked ones, oldest first."""
         return self._keys.every()
 
     def revoke(self, key_id: int) -> bool:
-        """Take a key no longer; False if there is none of that id that was still taken."""
+        """Revoke a key; return False if no valid key has that id."""
         return self._keys.revoke(key_id)
 
 

@@ -1,4 +1,4 @@
-"""Whose batch it is, where it is, and how it is now."""
+"""Finds a batch: its owner, its provider, and its present state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_PAGE = 100
 
 
 class Place(NamedTuple):
-    """Where a batch is.
+    """The place of a batch.
 
     Attributes:
         provider: The provider's name.
@@ -67,9 +67,9 @@ class Lookup:
         self._adopter = adopter
 
     def locate(self, batch_id: str, *, owner: str | None, provider: str | None) -> Place:
-        """Find out where a batch is, before its provider is asked after it.
+        """Find the place of a batch, before its provider is called.
 
-        To a caller, a batch that does not exist and a batch of somebody else are the same in every case.
+        A caller cannot tell a batch of another owner from one that does not exist.
 
         Raises:
             BatchNotFound: There is no such batch, or it is somebody else's.
@@ -105,7 +105,7 @@ class Lookup:
     def current(
         self, batch_id: str, *, owner: str | None, provider: str | None
     ) -> tuple[Batch, Record | None]:
-        """Return a batch as it is now, and its record. A batch that has ended is not asked for again.
+        """Return a batch as it is now, and its record. A batch that has ended is not retrieved again.
 
         Raises:
             ProviderNotConfigured: It had not ended when its provider was taken out of the settings.
@@ -127,7 +127,7 @@ class Lookup:
         Raises:
             BatchNotComplete: It still runs, or is being submitted or looked for at the provider.
             BatchFailed: It failed before any request ran.
-            ResultsGone: The provider has it no more.
+            ResultsGone: The provider no longer has them.
         """
         batch, record = self.current(batch_id, owner=owner, provider=provider)
         if record is not None:
@@ -141,14 +141,14 @@ class Lookup:
         return batch, record
 
     def cancel(self, batch_id: str, *, owner: str | None, provider: str | None) -> Batch:
-        """Ask for a batch to be cancelled, and return it."""
+        """Cancel a batch, and return it."""
         place = self.locate(batch_id, owner=owner, provider=provider)
         record = place.record
         if record is not None and record.batch_id is None:
             self.check_settled(record)
             return record.last_seen()
         if record is None:
-            self._providers.retrieve(place.provider, place.batch_id)  # is it the batch's own id?
+            self._providers.retrieve(place.provider, place.batch_id)  # checks the spelling of the id
         return self.seen(record, self._providers.cancel(place.provider, place.batch_id))
 
     def check_settled(self, record: Record) -> None:
@@ -210,7 +210,7 @@ class Lookup:
         return Page(self._refreshed(records), has_more)
 
     def seen(self, record: Record | None, batch: Batch) -> Batch:
-        """Record a batch as its provider has just shown it, and return it as it is now."""
+        """Record a batch that its provider has just returned, and return it as it is now."""
         if record is None:
             return batch.remembering({})
         batch, changed = self._batches.seen(record, batch.remembering(record.snapshot))
@@ -219,7 +219,7 @@ class Lookup:
         return replace(batch, owner=record.owner)
 
     def _missing(self, record: Record) -> Batch | None:
-        """Note that a provider has no such batch, and return the batch if that is so for good."""
+        """Record that a provider does not have a batch; return the batch if it counts as failed now."""
         batch = self._batches.missing(record)
         if batch is not None:
             logger.warning("batch %r has been missing at %r for a day: it failed", batch.id, record.provider)
@@ -276,7 +276,7 @@ class Lookup:
         return [fresh.get(one.id) or one.last_seen() for one in records]
 
     def _is_untracked(self, provider: str, batch_id: str) -> bool:
-        """Return whether a batch without a record may be shown: we did not make it for somebody."""
+        """Return whether a batch without a record may be shown, because it was not made here."""
         if self._settings.untracked != "allow":
             return False
         uid = self._providers.retrieve(provider, batch_id).uid

@@ -1,4 +1,4 @@
-"""Tokens -> cost, after genai-prices."""
+"""The cost of tokens, according to genai-prices."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Batches of which nobody knows whether the provider has them: found there, or noted as failed.
+"""Settles unsettled batches: those of which it is not known whether the provider has them.
 
-A create leaves one behind if its process died, if the connection broke, or if the provider answered a 5xx.
-It is never submitted again. One process at a time searches the list of a provider, for all of its unsettled
-batches. A batch in it that carries our uid is adopted. One that is missing from the whole of it has failed,
-once the provider has had the time to list it.
+A create leaves an unsettled batch if its process died, if the connection broke, or if the provider answered
+with a 5xx. It is never submitted again. One process at a time searches the list of a provider for all of its
+unsettled batches. A batch in the list that has our uid in its metadata is adopted. A batch that is not in the
+whole list has failed, once the provider has had the time to list it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _LONGEST_WAIT = 150
 
 
 class Settled(NamedTuple):
-    """What is known of a batch of which nothing was known.
+    """The outcome for an unsettled batch.
 
     Attributes:
         uid: Our own id of it.
-        provider: Where it may be.
-        owner: Whose it is.
-        state: ``accepted`` if it was found, ``failed`` if it is not there; ``submitting`` or ``unknown`` as
-            before.
+        provider: The provider that may have it.
+        owner: Its owner.
+        state: ``accepted`` if it was found, ``failed`` if it is not there; ``submitting`` or ``unknown`` if
+            it is still unsettled.
         candidates: The provider's ids of batches that may be it, at a provider that keeps no metadata.
     """
 
@@ -79,7 +79,7 @@ class Reconciler:
         self._adopter = adopter
 
     def settled(self, record: Record) -> Record:
-        """Look for a batch if it is time to, and return its record as it is then."""
+        """Look for a batch if a search is due, and return its record."""
         if record.state != "accepted" and not is_submitting(record):
             self._search_if_due(record.provider, [record])
         return self._batches.by_uid(record.uid) or record
@@ -92,7 +92,7 @@ class Reconciler:
         return max(FRESH, math.ceil(due - time.time()))
 
     def settle_theirs(self, *, owner: str, provider: str | None) -> None:
-        """Look for the unsettled batches of an owner where it is time to."""
+        """Look for the unsettled batches of an owner where a search is due."""
         for name, records in _by_provider(self._batches.unsettled(owner=owner, provider=provider)):
             self._search_if_due(name, records)
 
@@ -116,7 +116,7 @@ class Reconciler:
         return settled
 
     def _due(self, record: Record, searched_at: int | None) -> float:
-        """Return the time from which on an unsettled batch is worth a search."""
+        """Return the time of the next search for an unsettled batch."""
         given_up_at = record.lease_until or record.created_at
         if searched_at is None or searched_at < given_up_at:
             return given_up_at
@@ -134,7 +134,7 @@ class Reconciler:
             self._search(provider, token, self._settings.search_window, extra=records)
 
     def _search_now(self, provider: str, window: float | None) -> dict[str, list[str]]:
-        """Search when nobody else does, and return the candidates of each batch that stays unsettled."""
+        """Search when no other process does, and return the candidates of batches that stay unsettled."""
         deadline = time.monotonic() + _LONGEST_WAIT
         while time.monotonic() < deadline:
             searched_at = self._searches.searched_at(provider)
@@ -175,9 +175,9 @@ class Reconciler:
             if not missing:
                 return {}
             if not keeps_metadata:
-                strange = self._adopter.strangers(provider, batches)
+                unmarked = self._adopter.strangers(provider, batches)
                 for uid, record in missing.items():
-                    candidates[uid] += [batch.id for batch in strange if may_be(record, batch)]
+                    candidates[uid] += [batch.id for batch in unmarked if may_be(record, batch)]
         for uid, record in missing.items() if walk.complete else ():
             given_up_at = record.lease_until or record.created_at
             if given_up_at <= given_up_before and not candidates[uid] and record.state not in SETTLED:

@@ -38,7 +38,7 @@ open for reading bytes, or lines of bytes; or the bytes of a JSON array."""
 
 
 class WrongRequest(Exception):
-    """A request that cannot be sent."""
+    """A request that cannot be submitted."""
 
     def __init__(self, message: str, *path: str | int, unsupported: bool = False) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class WrongRequest(Exception):
 
 
 class Request(msgspec.Struct, gc=False):
-    """One request. What OpenAI's own lines say of where they go is in ``method`` and ``url``."""
+    """One request. ``method`` and ``url`` are in the lines of OpenAI's own files."""
 
     custom_id: str
     body: msgspec.Raw
@@ -71,7 +71,7 @@ _decode_model = msgspec.json.Decoder(_Model).decode
 
 
 class Incoming:
-    """The requests of a batch, one after the other, and where each of them is.
+    """The requests of a batch, one by one, with the place of each.
 
     Args:
         requests: As the caller has them.
@@ -92,7 +92,7 @@ class Incoming:
         self._items = self._numbered(requests)
 
     def __iter__(self) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
-        """Yield the number and the bytes of each request, or what is wrong with it."""
+        """Yield the number and the bytes of each request, or the error in it."""
         return self._items
 
     def first_model(self) -> str | None:
@@ -107,7 +107,7 @@ class Incoming:
             return None
 
     def too_many(self, limit: int, whose: str) -> ValidationFailed:
-        """Return the error of more requests than a limit."""
+        """Return the error for more requests than a limit."""
         return ValidationFailed.of(f"Longer than maximum length {limit}, the limit {whose}.", self.place)
 
     def _numbered(self, requests: Any) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
@@ -210,7 +210,7 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
 
 
 def parameters(body: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """Return what a body says, name by name, as bytes.
+    """Return the parameters of a body by name, as bytes.
 
     Raises:
         WrongRequest: It is no object, or too large a one.
@@ -230,7 +230,7 @@ def _broken(error: Exception) -> WrongRequest:
 
 
 def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
-    """Return in marshmallow's words which field does not fit."""
+    """Return the error of a field in marshmallow's words."""
     try:
         fields: _Fields = _decode_fields(content)
     except msgspec.ValidationError:
@@ -247,7 +247,7 @@ def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
 
 
 class Problems:
-    """The wrong requests of a batch: the first ones by number, and how many more there are."""
+    """The errors in the requests of a batch: the first ones by number, and the number of the others."""
 
     def __init__(self, place: str) -> None:
         self.count = 0
@@ -256,7 +256,7 @@ class Problems:
         self._all_unsupported = True
 
     def add(self, number: int, problem: WrongRequest) -> None:
-        """Note that a request is wrong."""
+        """Add the error of a request."""
         self.count += 1
         self._all_unsupported &= problem.unsupported
         if self.count <= MAX_ERRORS:
@@ -264,7 +264,7 @@ class Problems:
             self._named.append(Problem((self._place, number, *path), problem.message))
 
     def raise_if_any(self) -> None:
-        """Raise an error if a request is wrong.
+        """Raise an error if there are any.
 
         Raises:
             UnsupportedParameters: The provider does not take parameters, and nothing else is wrong.

@@ -1,4 +1,4 @@
-"""The rows of a batch that has ended: streamed, and exactly one for every request that went in."""
+"""The rows of a batch that has ended: streamed, and exactly one for every request."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from flask_llm_batches.store.models import Record
 logger = logging.getLogger(__name__)
 
 BEAT = 0.4
-"""Seconds without a row after which a reader hears so, and can see whether anybody listens."""
+"""Seconds without a row after which a reader gets None, and can check whether its caller is there."""
 
 Groups = Iterator[Sequence[Row] | None]
-"""Rows as they come, some at a time; None says that there were none for a while."""
+"""Rows in groups as they come, and None whenever none came for a while."""
 
-_LEFT_OUT = 1_000_000  # so many rows of nobody's come of a provider that has no end
+_LEFT_OUT = 1_000_000  # a provider that sends more rows of no request may never end
 
 
 class Results:
-    """Rows, to be read once: as dicts by iterating, or in groups as they come.
+    """The rows of a batch, which can be read once: as dicts by iterating, or in groups.
 
-    The first rows are fetched when it is made, so that what is wrong by then is raised and not found halfway.
+    The first rows are fetched at once, so that early errors are raised before anything is sent.
 
     Args:
         groups: The rows.
-        status: Which of them to give, if not all.
-        keep_waiting: Asked whenever there were no rows for a while whether to wait on for the first ones.
+        status: ``succeeded`` or ``failed`` selects rows.
+        keep_waiting: Called whenever no row came for a while: whether to keep waiting for the first one.
 
     Raises:
         LLMBatchesError: The provider failed; when reading, too.
@@ -66,7 +66,7 @@ class Results:
                 yield row.to_dict()
 
     def groups(self) -> Groups:
-        """Yield the rows as they come; None whenever there were none for a while."""
+        """Yield the rows in groups as they come, and None whenever none came for a while."""
         for group in chain(self._first, self._groups):
             if group is None or self._status is None:
                 yield group
@@ -136,17 +136,17 @@ class ResultReader:
             try:
                 account(counted, rows)
             except Exception:
-                # The rows are all there, and must end as such: whoever reads them next accounts for them.
+                # The rows are complete, and must end so. The next reader accounts for them.
                 logger.exception("batch %r: its results are not accounted for yet", batch.id)
 
         return accounted(groups, try_to_account)
 
 
-class _Came:
-    """What came of the requests of a batch.
+class _Counter:
+    """Counts the rows of a batch.
 
     Args:
-        awaited: The hashes of the ``custom_id``s of those that have no row yet; empty if they are not known.
+        awaited: The hashes of the ``custom_id``s that have no row yet; empty if they are not known.
     """
 
     def __init__(self, awaited: set[int]) -> None:
@@ -172,12 +172,12 @@ class _Came:
         return rows
 
     def lacks(self, promised: tuple[int, int]) -> int:
-        """Return how many rows did not come that the provider said it has."""
+        """Return how many of the rows that the provider counted are missing."""
         results, rows = promised
         return max(0, results - (self.rows - self.failed), rows - self.rows)
 
 
-# What a row with a result may have turned into on the way.
+# The errors of rows that may have had a result.
 _RESULTS = (UNREADABLE, TOO_LARGE)
 
 
@@ -191,32 +191,32 @@ def each_once(
     """Yield exactly one row for every request.
 
     Args:
-        groups: What the provider gives: in any order, perhaps not all, perhaps some twice.
-        batch: Whose they are.
-        promised: How many results, and how many rows, the provider has said that there are.
-        parts: Gives all ``custom_id``s that went in, some at a time; nothing when they are not known.
+        groups: The provider's rows, in any order; some may be missing, and some may come twice.
+        batch: Their batch.
+        promised: The number of results, and the number of rows, that the provider has counted.
+        parts: Returns all ``custom_id``s of the batch, some at a time; nothing if they are not known.
 
     Raises:
-        ProviderFailed: There are fewer: the download broke off, and nobody was told.
+        ProviderFailed: There are fewer: the download broke off without an error.
     """
     awaited = {hash(custom_id) for part in parts() for custom_id in part}
     known = bool(awaited)
-    came = _Came(awaited)
+    counter = _Counter(awaited)
     for group in groups:
-        yield None if group is None else came.take(group)
-        if came.left_out > _LEFT_OUT:
+        yield None if group is None else counter.take(group)
+        if counter.left_out > _LEFT_OUT:
             logger.warning("batch %r: more than %d rows are of no request of it", batch.id, _LEFT_OUT)
             raise ProviderFailed("LLM provider error")
-    if came.left_out:
+    if counter.left_out:
         logger.warning(
             "batch %r: %d rows are left out: of no request of it, or of one that has its row already",
             batch.id,
-            came.left_out,
+            counter.left_out,
         )
     if known and not awaited:
         return
-    lacking = came.lacks(promised)
-    if lacking > came.damaged:  # one that has lost its custom_id is there all the same
+    lacking = counter.lacks(promised)
+    if lacking > counter.damaged:  # one that has lost its custom_id is there all the same
         logger.warning("batch %r: the download broke off, %d rows before its end", batch.id, lacking)
         raise ProviderFailed("LLM provider error")
     error = UNREADABLE if lacking else NOT_EXECUTED.get(batch.status, MISSING)
@@ -225,9 +225,9 @@ def each_once(
 
 
 def accounted(groups: Groups, account: Callable[[TokenCount, int, int], None]) -> Groups:
-    """Pass rows on, and account for them when the last one has been taken.
+    """Yield the groups, and account for their rows after the last one.
 
-    ``account`` is called with their tokens, how many they are, and how many of them are damaged.
+    ``account`` is called with their tokens, their number, and the number of damaged ones.
     """
     counted, rows, damaged = TokenCount(), 0, 0
     for group in groups:

@@ -1,4 +1,4 @@
-"""One walk through a provider's list of batches, which always ends."""
+"""A walk over a provider's list of batches, which always ends."""
 
 from __future__ import annotations
 

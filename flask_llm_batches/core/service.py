@@ -1,4 +1,4 @@
-"""What the endpoints do, for the host's own code too."""
+"""The service: all that the endpoints, the commands and the host's own code call."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Service:
         return self._results.read(batch, record, status=status, requested_by=by, keep_waiting=keep_waiting)
 
     def check_results(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> None:
-        """Raise what ``results`` raises of a batch that has none yet, or never will; nothing is fetched."""
+        """Raise what ``results`` raises if a batch has no results, without fetching anything."""
         self._lookup.ended(batch_id, owner=owner_or_everyone(owner), provider=provider)
 
     def usage(
@@ -208,7 +208,7 @@ class Service:
         until: int | None = None,
         group_by: Literal["owner", "model", "provider", "day", "batch"] | None = None,
     ) -> Sequence[UsageSum]:
-        """Sum up the usage: batches when they were created, tokens and cost when results were first read.
+        """Sum up the usage. Batches count when they are created, tokens and cost when results are first read.
 
         Args:
             owner: Whose usage.
@@ -219,7 +219,7 @@ class Service:
         return self._usage.sums(group_by=group_by, owner=owner_or_everyone(owner), since=since, until=until)
 
     def reconcile(self, *, older_than: float | None = None) -> Sequence[Settled]:
-        """Look for every unsettled batch at its provider now, and delete what crashes left.
+        """Look for all unsettled batches at their providers now, and delete files that crashes left.
 
         Args:
             older_than: Seconds after which a batch that its provider does not list has failed, at least
@@ -250,8 +250,8 @@ class Service:
     def adopt(self, uid: str, batch_id: str) -> Batch:
         """Record that an unsettled batch is the one with a provider's id.
 
-        Providers that keep no metadata, such as Anthropic, cannot tell which batch was made by which create:
-        somebody must.
+        Providers that keep no metadata, such as Anthropic, cannot tell which create made a batch, so
+        an operator decides.
 
         Args:
             uid: Our own id of the unsettled batch.
@@ -265,7 +265,7 @@ class Service:
         return self._adopter.adopt(uid, batch_id)
 
     def give_up(self, uid: str) -> None:
-        """Record that the provider does not have an unsettled batch: its key is free then.
+        """Record that the provider does not have an unsettled batch. Its key can be used again.
 
         Args:
             uid: Our own id of the unsettled batch.
@@ -276,7 +276,7 @@ class Service:
         self._adopter.give_up(uid)
 
     def release_connection(self) -> None:
-        """Return the connection that the host's ``db.session`` has only read on to the pool.
+        """Release the connection on which the host's ``db.session`` has only read.
 
         The endpoints do this before every provider call, which may take minutes. A session that has changed
         something, or may have, is left alone. The methods above leave every session alone.

@@ -1,4 +1,4 @@
-"""Requests -> one JSONL file on disk, in one pass."""
+"""Writes requests into one JSONL file on disk, in one pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except ImportError:  # Windows, where a file that is open cannot be deleted
 
 logger = logging.getLogger(__name__)
 
-# Python's threads take turns of 5 ms, and a status call needs many: whoever is busy for long gives way.
+# Python's threads take turns of 5 ms, and a status call needs many turns: a long loop must pause.
 _TURN, _PAUSE = 256, 0.000_05
 
 _PREFIX, _SUFFIX = "llm-batches-", ".jsonl"
@@ -65,19 +65,19 @@ def spooled(
     settings: Settings,
     fingerprint: Fingerprint | None = None,
 ) -> Iterator[Spool]:
-    """Write requests to a file that is gone when the block ends, however it ends.
+    """Write requests to a file that is deleted when the block ends.
 
     Args:
         requests: What to write.
-        model: Goes into every body.
-        endpoint: What every request is for, such as ``/v1/chat/completions``.
+        model: The model of every request.
+        endpoint: The endpoint of every request, such as ``/v1/chat/completions``.
         provider: The provider's name, for messages.
         adapter: Knows the provider's lines and limits.
-        settings: Have this server's limits, and the folder to write to.
-        fingerprint: Takes every line in.
+        settings: The limits of this server, and the folder to write to.
+        fingerprint: Every line is added to it.
 
     Raises:
-        ValidationFailed: Requests are wrong; says which, and why.
+        ValidationFailed: Requests are wrong; the error names them.
         TooLarge: They are more bytes than the provider takes.
         SpoolUnavailable: The disk is full, or the folder is gone.
     """
@@ -106,7 +106,7 @@ def _temporary_file(folder: str | None) -> Iterator[IO[bytes]]:
         _lock(file)
         yield file.file
     finally:
-        # Whatever has become of the file meanwhile: what the provider said counts.
+        # An error here must not hide the provider's answer.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -123,7 +123,7 @@ def _unavailable(error: OSError) -> SpoolUnavailable:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock a file for as long as it is open, and return whether nobody else has."""
+    """Lock a file for as long as it is open; return False if another process has locked it."""
     if fcntl is None:
         return True
     try:
@@ -136,11 +136,11 @@ def _lock(file: IO[bytes]) -> bool:
 
 
 def sweep(folder: str | None, *, older_than: float) -> None:
-    """Delete the files that killed processes left. A file that is in use is locked, and stays.
+    """Delete the files that killed processes left. A file that is in use is locked, and is kept.
 
     Args:
-        folder: Where; the system's for temporary files unless given.
-        older_than: Seconds since which nobody wrote to them.
+        folder: The folder of the files; by default the system's for temporary files.
+        older_than: Seconds since the last write to a file.
     """
     for path in Path(folder or tempfile.gettempdir()).glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):  # another user's, or gone meanwhile
@@ -176,7 +176,7 @@ def _limit(settings: Settings, provider: str, adapter: type[Adapter]) -> _Limit:
 
 
 class _Writer:
-    """Writes the lines of good requests, until the first bad one; finds all the others."""
+    """Writes the lines of requests until the first wrong one, and then only checks the others."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class _Writer:
             raise WrongRequest(
                 f"Not unique: {source.place.removesuffix('s')} {first} has the same one.", "custom_id"
             )
-        # Nobody's request for another endpoint goes to this one.
+        # A request for another endpoint must not be sent to this one.
         if not _is_one_of(request.method, "POST"):
             raise WrongRequest("Must be POST.", "method")
         if not _is_one_of(request.url, self._endpoint):

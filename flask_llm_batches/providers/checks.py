@@ -1,4 +1,4 @@
-"""What ``init_app`` can tell of ``LLM_BATCHES_PROVIDERS`` without any_llm, whose import takes two seconds."""
+"""Checks ``LLM_BATCHES_PROVIDERS`` without any_llm, whose import takes two seconds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_providers(settings: Settings) -> None:
-    """Check the entries; what may be meant is a warning.
+    """Check the entries. What may be intended is only a warning.
 
     Raises:
-        ConfigurationError: One cannot work.
+        ConfigurationError: An entry cannot work.
     """
     for entry in (settings.providers or {}).values():
         key = f"LLM_BATCHES_PROVIDERS[{entry.name!r}]"
@@ -35,7 +35,7 @@ def check_providers(settings: Settings) -> None:
 
 @cache
 def _source(kind: str) -> str | None:
-    """Return what any-llm's source says of a provider, None if it has none of that name."""
+    """Return the source of a provider in any-llm; None if there is no such provider."""
     spec = find_spec("any_llm")
     if not (spec and spec.submodule_search_locations):
         return ""

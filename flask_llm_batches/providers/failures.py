@@ -1,4 +1,4 @@
-"""What any-llm and the SDKs raise, into our errors; and how it is logged without giving keys away."""
+"""Turns what any-llm and the SDKs raise into our errors, and logs it without keys."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _STATUS_OF = {
     "GatewayTimeoutError": 504,
 }
 
-# After one of these there is no batch. After any other answer, or none, there may be one.
+# After one of these statuses there is no batch. After any other answer, or none, there may be one.
 _REFUSALS = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
 
 # A run of letters, digits, dashes and underscores is looked at from its beginning only: from every dash on,
@@ -68,9 +68,9 @@ _SHORTEST_SECRET = 6
 
 
 class Redactor:
-    """Takes keys out of text: every configured value, and whatever is shaped like a key.
+    """Removes keys from text: all configured values, and everything that looks like a key.
 
-    Of a long text only the beginning is returned.
+    Only the beginning of a long text is returned.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -81,7 +81,7 @@ class Redactor:
         self._secrets = secrets
 
     def learn(self, variable: str) -> None:
-        """Take out the value of an environment variable, too."""
+        """Remove the value of an environment variable, too."""
         self._secrets.update(_strings(os.environ.get(variable)))
 
     def __call__(self, text: str) -> str:
@@ -124,14 +124,14 @@ def _strings(value: object) -> Iterator[str]:
 def as_ours(
     error: Exception, *, provider: str, call: str, redact: Redactor, batch_id: str | None = None
 ) -> LLMBatchesError:
-    """Say in our errors what a call to a provider raised, and log what is not for the caller.
+    """Return our error for what a call to a provider raised, and log the details.
 
     Args:
         error: What any-llm or an SDK raised.
         provider: The provider's name.
-        call: What was being done, for the log: ``"retrieve"``.
-        redact: Takes the keys out.
-        batch_id: Whose batch it was about; a 404 is then that batch's.
+        call: The name of the call, for the log: ``"retrieve"``.
+        redact: Removes the keys.
+        batch_id: The id of the batch; a 404 means that it does not exist.
     """
     if isinstance(error, LLMBatchesError):
         return error
@@ -166,10 +166,10 @@ def as_ours(
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an exception and of those behind it.
+    """Delete the tracebacks of an exception and of its causes.
 
-    A frame with the exception in a variable is in a reference cycle with it, and holds connections and rows
-    until the garbage collector comes by.
+    A frame that has the exception in a variable is in a reference cycle with it. It keeps connections and
+    rows until the garbage collector runs.
     """
     seen: list[BaseException] = []
     left: list[BaseException | None] = [error]
@@ -182,13 +182,13 @@ def _forget_frames(error: BaseException) -> None:
 
 
 def status_of(error: Exception) -> int | None:
-    """Return the HTTP status that a provider answered; None if it gave no answer."""
+    """Return the HTTP status of a provider's answer; None if there was no answer."""
     original = getattr(error, "original_exception", None) or error
     return _status(original) or _STATUS_OF.get(type(error).__name__)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether what a create raised means for certain that there is no batch."""
+    """Return whether an error of a create means for certain that there is no batch."""
     original = getattr(error, "original_exception", None)
     status = _status(original or error)
     if status is not None:

@@ -1,4 +1,4 @@
-"""Rows out of a provider's download: one of a line, whatever the line is."""
+"""Reads the rows of a provider's download: one row for each line, even if the line is damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flask_llm_batches.jsonl import Lines
 from flask_llm_batches.providers.adapters import Adapter
 from flask_llm_batches.untrusted import check_text
 
-# What may come that is no request's row: blank lines, lines of nobody, and what is too much of a long one.
+# The most bytes and lines that belong to no request: blank lines, unknown ids, the excess of long lines.
 _JUNK_BYTES, _JUNK_LINES = 64 * 1024 * 1024, 10_000
 
 # The escapes of JSON strings; the group is half a character, which a model's answer may end with.
@@ -27,10 +27,10 @@ _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 def read_rows(
     download: Iterable[bytes | None], adapter: Adapter, batch: Batch, *, beat: float
 ) -> Iterator[Sequence[Row] | None]:
-    """Yield the rows of a download as its lines come, and None after ``beat`` seconds without one.
+    """Yield the rows of a download in groups as they come, and None after ``beat`` seconds without one.
 
     Raises:
-        ValueError: No line is about a request, or too much is about none.
+        ValueError: No line belongs to a request, or too many do not.
     """
     lines = Lines(LONGEST_ROW)
     nameless: list[Row] | None = []  # until there is a row of a request

@@ -32,7 +32,7 @@ class ApiKeys(Store):
 
     @transaction
     def revoke(self, connection: Connection, key_id: int) -> bool:
-        """Take a key no longer; False if there is none of that id that was still taken."""
+        """Revoke a key; return False if no valid key has that id."""
         revoked = (
             update(ApiKeyRow)
             .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))

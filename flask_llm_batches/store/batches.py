@@ -1,4 +1,4 @@
-"""The batches that we were asked to make."""
+"""Records batches, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _UNSETTLED = ("submitting", "unknown")
 
 
 class IdTaken(Exception):
-    """A provider gave a batch an id that another one of its batches is recorded with."""
+    """A provider returned an id with which another of its batches is recorded."""
 
 
 class Batches(BatchQueries):
@@ -72,7 +72,7 @@ class Batches(BatchQueries):
         asked_for: Mapping[str, Any],
         key: Mapping[str, str] | None = None,
     ) -> Record:
-        """Note that a batch is about to be submitted, and what is in it. The caller holds its lease.
+        """Record that a batch is about to be submitted, and its requests. The caller holds its lease.
 
         Args:
             provider: As ``BatchRow`` has them, like the next ones.
@@ -137,13 +137,13 @@ class Batches(BatchQueries):
     def accepted(
         self, record: Record, batch: Batch, *, requested_by: str, token: str | None = None
     ) -> Usage | None:
-        """Note that the provider has a batch, once; whoever comes second gets None.
+        """Record that the provider has a batch, once. The second call returns None.
 
         Args:
             record: The batch, as it was.
             batch: The batch, as the provider shows it.
             requested_by: Who asked for it.
-            token: Names who notes it; a call that is repeated with the same token is the first one.
+            token: Identifies the call: a repeated call with the same token counts as the first one.
 
         Raises:
             IdTaken: The id is that of another batch.
@@ -175,7 +175,7 @@ class Batches(BatchQueries):
     def not_accepted(
         self, connection: Connection, record: Record, *, state: str, error: str, requested_by: str
     ) -> Usage | None:
-        """Note that a submit failed: ``failed`` if there is no batch, ``unknown`` if there may be one.
+        """Record that a submit failed: ``failed`` if there is no batch, ``unknown`` if there may be one.
 
         Returns:
             The usage; None if the batch is settled already.
@@ -199,10 +199,11 @@ class Batches(BatchQueries):
         )
 
     def seen(self, record: Record, batch: Batch) -> tuple[Batch, bool]:
-        """Keep a batch as a provider has just shown it.
+        """Record a batch that a provider has just returned.
 
         Returns:
-            How it is, and whether this call changed its status. Once it has ended, nothing older counts.
+            The batch as it is now, and whether this call changed its status. After its end, an older state is
+            ignored.
         """
         if record.missing_since is None and batch.to_dict() == record.snapshot:
             return batch, False
@@ -227,7 +228,7 @@ class Batches(BatchQueries):
 
     @transaction
     def missing(self, connection: Connection, record: Record) -> Batch | None:
-        """Note that the provider says that it has no such batch.
+        """Record that the provider does not have a batch.
 
         Returns:
             The batch, failed, if this call found that it has been missing for long; otherwise None.
@@ -250,7 +251,7 @@ class Batches(BatchQueries):
 
     @transaction
     def not_there(self, connection: Connection, record: Record) -> bool:
-        """Note that the provider does not have an unsettled batch; return False if it is settled already.
+        """Record that the provider does not have an unsettled batch; return False if it is settled already.
 
         Its key, if it has one, stays with it: the batch may turn up after all.
         """
@@ -272,7 +273,7 @@ class Batches(BatchQueries):
         rows: int,
         cost: Decimal | None,
     ) -> Usage | None:
-        """Put a batch's results into the usage, once; whoever comes second is given None."""
+        """Record the usage of a batch's results, once. The second call returns None."""
         claim = (
             update(BatchRow)
             .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
@@ -295,7 +296,7 @@ class Batches(BatchQueries):
 
 
 def _take_id(connection: Connection, record: Record, batch: Batch) -> None:
-    """Take a provider's id from an older batch, which is shown with an id of ours from now on.
+    """Remove a provider's id from an older batch, which has an id of ours from now on.
 
     Providers that lose their batches may count from one again. What they have under the id is the new batch.
     """

@@ -1,4 +1,4 @@
-"""The keys with which creates can be repeated."""
+"""The ``Idempotency-Key``s of creates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class IdempotencyKeys(Store):
 
     @transaction
     def forget(self, connection: Connection, key: IdempotencyKey) -> None:
-        """Let an ``Idempotency-Key`` be used anew, unless it has been meanwhile."""
+        """Delete the use of an ``Idempotency-Key``, unless it was used again meanwhile."""
         gone = delete(IdempotencyRow).where(
             IdempotencyRow.key_hash == key.key_hash, IdempotencyRow.batch_uid == key.batch_uid
         )
@@ -39,7 +39,7 @@ class IdempotencyKeys(Store):
 
 
 def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at: int) -> None:
-    """Note that a key is used: its ``key_hash`` and ``fingerprint``.
+    """Record that a key is used: its ``key_hash`` and ``fingerprint``.
 
     Raises:
         KeyUsed: It was used before.
@@ -51,11 +51,11 @@ def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at:
 
 
 def answered(connection: Connection, batch_uid: str, batch: Batch) -> None:
-    """Keep what a create with a key is answered."""
+    """Record the answer to a create with a key."""
     used = update(IdempotencyRow).where(IdempotencyRow.batch_uid == batch_uid)
     connection.execute(used.values(answer=batch.to_dict()))
 
 
 def free(connection: Connection, batch_uid: str) -> None:
-    """Let an ``Idempotency-Key`` be used anew that made no batch."""
+    """Delete the use of an ``Idempotency-Key`` that made no batch."""
     connection.execute(delete(IdempotencyRow).where(IdempotencyRow.batch_uid == batch_uid))

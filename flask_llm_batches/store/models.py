@@ -26,7 +26,7 @@ UNSETTLED = "state IN ('submitting', 'unknown')"
 
 
 def _few(*columns: str, where: str) -> Index:
-    """Return an index of the few rows that meet a condition; MariaDB, which has no such indexes, has all."""
+    """Return an index of the few rows that meet a condition. In MariaDB, it is an index of all rows."""
     condition = text(where)
     return Index(None, *columns, sqlite_where=condition, postgresql_where=condition)
 
@@ -48,11 +48,11 @@ class Base(DeclarativeBase):
 
 
 class Leased:
-    """What a row has that one process at a time works on; ``store/leases.py`` has the rules.
+    """The columns of a row that one process at a time works on; ``store/leases.py`` has the rules.
 
     Attributes:
-        lease_token: Whose the lease is, or was last.
-        lease_until: When the lease ends, unless its holder extends it; null when nobody works on the row.
+        lease_token: The token of the holder, or of the last one.
+        lease_until: When the lease ends, unless its holder extends it; null when there is no holder.
     """
 
     lease_token: Mapped[str | None] = mapped_column(String(32))
@@ -60,7 +60,7 @@ class Leased:
 
 
 class BatchRow(Leased, Base):
-    """A batch that we were asked to make. Its lease is held by the process that submits it.
+    """A batch that was asked for. The process that submits it holds its lease.
 
     Attributes:
         id: Counts up: the order of lists.
@@ -138,7 +138,7 @@ class Record:
 
 
 class ProviderRow(Leased, Base):
-    """A provider whose list of batches was searched. Its lease is held by the process that does so.
+    """A provider whose list of batches was searched. The process that searches holds its lease.
 
     Attributes:
         name: Its name in ``LLM_BATCHES_PROVIDERS``.
@@ -153,10 +153,10 @@ class ProviderRow(Leased, Base):
 
 
 class ManifestRow(Base):
-    """Some of the ``custom_id``s that went into a batch, to tell which ones did not come out.
+    """Some of the ``custom_id``s of a batch, to find out which rows are missing.
 
     Attributes:
-        batch_uid: Whose they are: ``BatchRow.uid``.
+        batch_uid: The batch: ``BatchRow.uid``.
         part: Counts up from 0; the parts together have all.
         custom_ids: A JSON array, compressed by zlib.
     """
@@ -176,7 +176,7 @@ class UsageRow(Base):
 
     Attributes:
         event: ``create``, ``create_failed`` or ``results``.
-        batch_uid: Whose event it is: ``BatchRow.uid``.
+        batch_uid: The batch: ``BatchRow.uid``.
         owner: Who is charged: the owner of the batch.
         requested_by: Who asked.
         requests: How many requests went in, or how many rows came out.
@@ -207,13 +207,13 @@ class UsageRow(Base):
 
 
 class IdempotencyRow(Base):
-    """An ``Idempotency-Key`` that was used.
+    """The use of an ``Idempotency-Key``.
 
     Attributes:
         key_hash: SHA-256 of the owner and the key, as hexadecimal digits.
         fingerprint: SHA-256 of what was asked for.
-        batch_uid: What came of it: ``BatchRow.uid``.
-        answer: The batch as it was answered; null until the provider accepted.
+        batch_uid: The batch that was made: ``BatchRow.uid``.
+        answer: The batch that was returned; null until the provider accepted.
         created_at: When it was first used.
     """
 
@@ -239,12 +239,12 @@ class IdempotencyKey:
 
 
 class ApiKeyRow(Base):
-    """A built-in API key; the key itself is shown once and kept nowhere.
+    """A built-in API key. The key itself is shown once, and is not stored.
 
     Attributes:
         key_hash: SHA-256 of the key, as hexadecimal digits.
         prefix: How the key begins, for people to tell keys apart.
-        owner: Whose it is.
+        owner: The owner.
         admin: Whether its bearer is an admin.
         revoked_at: Since when it is not taken any more; null while it is.
     """

@@ -1,4 +1,4 @@
-"""Who searches which provider's list of batches, and when that was last done."""
+"""The searches in providers' lists of batches: who searches, and when it was last done."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ class Searches(Store):
 
     @transaction
     def ended(self, connection: Connection, provider: str, token: str, *, began_at: int) -> None:
-        """Note that a search has ended, unless its lease was lost."""
+        """Record that a search has ended, unless its lease was lost."""
         held = update(ProviderRow).where(ProviderRow.name == provider, ProviderRow.lease_token == token)
         connection.execute(held.values(searched_at=began_at, lease_token=None, lease_until=None))

@@ -1,4 +1,4 @@
-"""The host's ``db.session``: what it has only read on goes back to the pool before a provider is called."""
+"""The host's ``db.session``: a connection on which it has only read is released before provider calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _watched: weakref.WeakSet[scoped_session[Any]] = weakref.WeakSet()
 
 
 class _Watch:
-    """Sees what is said in a transaction of a session, on all its connections."""
+    """Watches the statements of a session's transaction, on all its connections."""
 
     def __init__(self, transaction: SessionTransaction) -> None:
         self.transaction = weakref.ref(transaction)
@@ -46,7 +46,7 @@ def _only_reads(statement: str) -> bool:
 
 
 def watch(sessions: scoped_session[Any]) -> None:
-    """Have ``release_connection`` know what the sessions say from now on."""
+    """Watch the sessions from now on, for ``release_connection``."""
     # Several apps may share one db. SQLAlchemy itself knows its listeners' targets by their addresses, which
     # come again.
     if sessions not in _watched:

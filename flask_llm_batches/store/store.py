@@ -1,4 +1,4 @@
-"""What every part of the record is: short transactions of our own, whose errors are ours."""
+"""The base of all queries: short transactions of our own, with our own errors."""
 
 from __future__ import annotations
 
@@ -75,27 +75,27 @@ T = TypeVar("T")
 
 
 class CommitUnknown(RecordUnavailable):
-    """The connection broke during the commit: nobody knows whether the transaction happened."""
+    """The connection broke during the commit, so it is not known whether the transaction happened."""
 
 
 Method = Callable[Concatenate[S, Connection, P], T]
 
 
 def transaction(method: Method[S, P, T]) -> Callable[Concatenate[S, P], T]:
-    """Run a method in a transaction of its own, whose connection it gets.
+    """Run a method in a transaction of its own, with its connection as the first argument.
 
-    It runs again if the database gave it up for the sake of another: InnoDB's deadlocks are no mistake of
-    anybody's, and where the host's engine is serializable, every claim may be asked to come again. It also
-    runs again if its connection turned out to be dead before the commit.
+    The method is retried if the database aborted the transaction because of another one: a deadlock of
+    InnoDB, or a conflict where the host's engine is serializable. It is also retried if the connection was
+    dead before the commit.
     """
     return _in_transaction(method, patience=0)
 
 
 def patient_transaction(method: Method[S, P, T]) -> Callable[Concatenate[S, P], T]:
-    """Run a method as ``transaction`` does, and for some seconds whatever else stands in its way.
+    """Run a method as ``transaction`` does, and retry it for some seconds after other failures, too.
 
-    That is a locked database, one that cannot be reached, and a connection that broke during the commit. The
-    method must do nothing when it has happened already.
+    These are a locked database, one that cannot be reached, and a connection that broke during the commit.
+    So the method must do nothing if it has already taken effect.
     """
     return _in_transaction(method, patience=_PATIENCE)
 

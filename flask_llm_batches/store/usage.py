@@ -1,4 +1,4 @@
-"""What was used, and by whom."""
+"""The usage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Usage = dict[str, Any]
 
 
 class Tokens(NamedTuple):
-    """What result rows consumed; cached tokens are part of the prompt's."""
+    """The tokens of result rows. Cached tokens are part of the prompt's."""
 
     prompt: int
     completion: int
@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
 
 
 class UsageSum(NamedTuple):
-    """Usage summed up.
+    """A sum of usage.
 
     Attributes:
         group: Whose; for a day its first second, for a batch the provider's id.
@@ -140,7 +140,7 @@ class UsageSums(Store):
 
 
 def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
-    """Sum up a column, in units and in what is left of one."""
+    """Return the sums of a column, in whole units and in remainders."""
     if connection.dialect.name == "sqlite":  # whose sums end at 64 bits, with an error
         return func.sum(column // _UNIT), func.sum(column % _UNIT)
     return literal(0), func.sum(column)

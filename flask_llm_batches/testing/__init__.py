@@ -1,4 +1,4 @@
-"""A provider on loopback, for our tests and for yours."""
+"""A simulated provider on loopback, for the package's tests and for yours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pytest fixtures, there for every test as soon as the package is installed."""
+"""pytest fixtures, which every test can use as soon as the package is installed."""
 
 from __future__ import annotations
 

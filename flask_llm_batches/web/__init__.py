@@ -1,1 +1,1 @@
-"""What a caller sees."""
+"""The HTTP interface."""

@@ -1,4 +1,4 @@
-"""Which Principal is calling: the host's authenticator says, the master key, or a built-in key."""
+"""Finds out who is calling: by the host's authenticator, the master key, or a built-in key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ErrorHandler = Callable[[LLMBatchesError, Response], ResponseReturnValue | Await
 
 @dataclass(slots=True)
 class Hooks:
-    """What the host decides."""
+    """The host's own functions."""
 
     authenticator: Authenticator | None = None
     error_handler: ErrorHandler | None = None
@@ -35,10 +35,10 @@ KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
 
 
 def authenticate(authenticator: Authenticator | None) -> None:
-    """Establish who is calling, for ``caller``.
+    """Find out who is calling, for ``caller``.
 
     Raises:
-        Unauthenticated: Nobody says who.
+        Unauthenticated: The caller is not known.
     """
     principal = _by_host(authenticator)
     current_llm_batches.release_connection()
@@ -74,7 +74,7 @@ def _by_key() -> Principal | None:
 
 
 def _presented_key() -> str | None:
-    """Return the key that the caller shows; the first header that is present decides."""
+    """Return the key in the headers. The first header that is present counts."""
     for name in KEY_HEADERS:
         if (value := request.headers.get(name)) is not None:
             scheme, _, key = value.partition(" ")

@@ -26,7 +26,7 @@ METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class BatchIdConverter(PathConverter):
-    """Takes whatever stands there, so that what is no id gets our 404 and not the host's page."""
+    """Matches any text, so that a wrong id gets our 404 and not the host's page."""
 
     part_isolating = False
     regex = "(?s:.+?)"
@@ -47,7 +47,7 @@ ROUTES: tuple[tuple[str, dict[str, Callable[..., Response]]], ...] = (
 
 
 def create_blueprint(hooks: Hooks) -> Blueprint:
-    """Make the blueprint; the hooks are looked at when a request comes."""
+    """Make the blueprint. The hooks are read when a request comes."""
     blueprint = Blueprint("llm_batches", __name__)
 
     @blueprint.record
@@ -97,7 +97,7 @@ def _limit_body(limit: int) -> None:
 
 
 def _keep_private(response: Response) -> Response:
-    """Have no cache keep an answer: to another caller, the same URL has another one."""
+    """Forbid caches to store an answer: another caller gets another one at the same URL."""
     if not (_asks_for(openapi) and response.status_code == 200):
         response.headers["Cache-Control"] = "no-store"
         response.vary.update(_DECIDING)

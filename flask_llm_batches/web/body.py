@@ -1,4 +1,4 @@
-"""The body of a create as it comes: unpacked, and no more of it than is allowed."""
+"""Reads the body of a create: decompressed, and up to the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error of ours, of Flask's or of marshmallow's -> the answer."""
+"""Turns errors of ours, of Flask's and of marshmallow's into answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HTTP_CODES = {
 
 
 def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
-    """Say an error as the wire does.
+    """Return the body of the answer for an error.
 
     Args:
         error: What was raised.
@@ -97,7 +97,7 @@ def _location(error: LLMBatchesError) -> str:
 
 
 def http_error(error: HTTPException) -> HTTPError:
-    """Say an error of Flask's, or of a host's ``abort``, as one of ours."""
+    """Return our error for one of Flask's, or for a host's ``abort``."""
     message = error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
         message = f"The body is larger than {request.max_content_length} bytes, the limit of this server"

@@ -1,4 +1,4 @@
-"""Values -> JSON responses."""
+"""Makes JSON responses."""
 
 from __future__ import annotations
 

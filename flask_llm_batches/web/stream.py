@@ -38,11 +38,11 @@ _PATIENCE = 15
 
 
 class ResultsInterrupted(Exception):
-    """Rows could not be sent to the end; what happened is in the log already."""
+    """Rows could not be sent to the end. The cause is already in the log."""
 
 
 def caller_waits(environ: WSGIEnvironment) -> Callable[[], bool]:
-    """Return what says whether the caller is still there, and can wait for the first row some more.
+    """Return a function that returns whether to keep waiting for the first row.
 
     So long, a failure of the provider gets an answer of its own. Most servers show their socket, and whoever
     waits for an answer sends nothing: what there is to read there is the end. Without it, or after some
@@ -62,7 +62,7 @@ def caller_waits(environ: WSGIEnvironment) -> Callable[[], bool]:
 
 
 def json_stream(results: Results) -> Iterator[bytes]:
-    """Yield ``{"results": [row, ...]}``; when it is interrupted its end is missing."""
+    """Yield ``{"results": [row, ...]}``. If it is interrupted, its end is missing."""
     head, comma = b'{"results": [', b""
     for rows in _rows(results):
         if isinstance(rows, LLMBatchesError):
@@ -77,7 +77,7 @@ def json_stream(results: Results) -> Iterator[bytes]:
 
 
 def ndjson_stream(results: Results) -> Iterator[bytes]:
-    """Yield a line for each row, and blank ones; when it is interrupted the last one is an error's body."""
+    """Yield a line for each row, and blank lines. If it is interrupted, the last line is an error."""
     for rows in _rows(results):
         if isinstance(rows, LLMBatchesError):
             yield _encoder.encode(dump_error(rows, "query")) + b"\n"
@@ -89,7 +89,7 @@ def ndjson_stream(results: Results) -> Iterator[bytes]:
 
 
 def _rows(results: Results) -> Iterator[Sequence[Row] | LLMBatchesError]:
-    """Yield rows, none when it is time for white space, and what went wrong."""
+    """Yield rows, an empty group when white space is due, and last an error if there was one."""
     sent = -BEAT  # the silence before the first row counts
     try:
         for rows in results.groups():

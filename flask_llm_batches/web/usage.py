@@ -34,14 +34,14 @@ def usage() -> Response:
 
 
 def group_name(row: UsageSum, group_by: str | None) -> str | None:
-    """Return whose a sum is: a day as 2026-11-23; None where there is one sum of all."""
+    """Return the name of a sum's group, a day as 2026-11-23; None if there is one sum of all."""
     if group_by == "day":
         return datetime.fromtimestamp(int(row.group), UTC).date().isoformat()
     return None if group_by is None else str(row.group)
 
 
 def _cell(name: str | None) -> str:
-    """Keep a spreadsheet from taking a name, which callers choose, for a formula."""
+    """Return a name that no spreadsheet takes for a formula: callers choose names."""
     return f"'{name}" if name and name[0] in _BEGIN_FORMULAS else name or ""
 
 

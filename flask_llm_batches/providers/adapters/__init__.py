@@ -1,4 +1,4 @@
-"""What differs between providers; ``adapter_class`` knows which adapter a provider takes."""
+"""What differs between providers. ``adapter_class`` returns the adapter of a provider."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ _ADAPTERS: dict[str, type[Adapter]] = {
 
 
 def adapter_class(kind: str) -> type[Adapter]:
-    """Return the adapter for one of any-llm's providers; every provider has one."""
+    """Return the adapter class of one of any-llm's providers. Every provider has one."""
     return _ADAPTERS.get(kind, Adapter)

@@ -31,13 +31,13 @@ PROTOCOLS = (openai.PROTOCOL, anthropic.PROTOCOL, mistral.PROTOCOL)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that the simulator got.
+    """A call to the simulator.
 
     Attributes:
         method: Its method.
         path: Its path below the provider's base URL and version: ``/batches/batch_1``, ``/batch/jobs/ID``.
         headers: Its headers.
-        provider: Whose protocol it spoke: ``openai``, ``anthropic`` or ``mistral``.
+        provider: The protocol: ``openai``, ``anthropic`` or ``mistral``.
         target: Its whole path and query as they were sent, with what is percent-encoded.
     """
 
@@ -55,25 +55,25 @@ class _Upload(FlaskRequest):
 
 @dataclass(slots=True)
 class _Fault:
-    """What goes wrong with the next call whose method and path begin with ``on``."""
+    """A fault of the next call whose method and path begin with ``on``."""
 
     on: str
     act: Callable[[WireProtocol, WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 class Simulator:
-    """A provider, or rather three. Use it as a context manager, or call ``start`` and ``stop``.
+    """Simulates three providers. Use it as a context manager, or call ``start`` and ``stop``.
 
     Args:
-        respond: Answers a request: gets its ``custom_id``, ``method``, ``url`` and ``body``, gives the body
-            of the response, or a status and a body. Echoes the last message unless given.
-        seconds: A batch is finished so many seconds after it was first asked after; None leaves the clock to
-            you: ``simulator.batches[0].finish()``.
-        port: Where to listen on 127.0.0.1; 0 takes a free one.
+        respond: Answers a request. It takes its ``custom_id``, ``method``, ``url`` and ``body``, and returns
+            the body of the response, or a status and a body. By default it echoes the last message.
+        seconds: A batch ends so many seconds after it was first retrieved. None leaves that to you:
+            ``simulator.batches[0].finish()``.
+        port: The port on 127.0.0.1; 0 takes a free one.
 
     Attributes:
         api_key: The one key it accepts.
-        calls: Every call it got, oldest first.
+        calls: Every call, oldest first.
         hang_ups: The calls whose caller hung up before the whole answer was sent.
         respond: As above; may be replaced at any time.
         next_batch_id: The id of the next batch, for ids of another shape than the provider's.
@@ -103,7 +103,7 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """Where OpenAI's SDK finds it: ``http://127.0.0.1:PORT/v1``."""
+        """The base URL for OpenAI's SDK: ``http://127.0.0.1:PORT/v1``."""
         return self.settings["api_base"]
 
     @property
@@ -154,15 +154,15 @@ class Simulator:
         body: str | None = None,
         done: bool = False,
     ) -> None:
-        """Have the next call answered with an error.
+        """Answer the next call with an error.
 
         Args:
             status: Its status.
             on: Only a call whose method and path begin so: ``"POST /batches"``.
-            message: What the provider says.
+            message: The message of the error.
             headers: Further headers, such as ``Retry-After``.
             body: The whole body, instead of the provider's JSON with the message.
-            done: The call is done all the same.
+            done: The call takes effect nevertheless.
         """
 
         def act(protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -175,12 +175,12 @@ class Simulator:
         self._faults.append(_Fault(on, act))
 
     def drop_next(self, *, on: str = "", after: int | None = None) -> None:
-        """Have the connection of the next call dropped.
+        """Drop the connection of the next call.
 
         Args:
             on: As in ``fail_next``.
-            after: The call is done, and so many bytes of the answer's body are sent. Without it nothing
-                is done or sent.
+            after: The call takes effect, and so many bytes of the answer's body are sent. By default, nothing
+                happens and nothing is sent.
         """
 
         def act(_protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -195,13 +195,13 @@ class Simulator:
         self._faults.append(_Fault(on, act))
 
     def delay_next(self, seconds: float, *, on: str = "", after: int | None = None) -> None:
-        """Have the next call answered so much later.
+        """Delay the answer to the next call.
 
         Args:
-            seconds: How long nothing is heard.
+            seconds: The length of the pause.
             on: As in ``fail_next``.
-            after: The call is done, and so many bytes of the answer's body are sent first: a download that
-                stalls. Without it nothing is done or sent before.
+            after: The call takes effect, and so many bytes of the answer's body are sent before the pause: a
+                download that stalls. By default, the pause comes first.
         """
 
         def act(_protocol: WireProtocol, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -215,7 +215,7 @@ class Simulator:
         self._faults.append(_Fault(on, act))
 
     def add(self, batch: SimulatedBatch) -> None:
-        """Take a batch in."""
+        """Add a batch."""
         with self.lock:
             self._batches[batch.protocol, batch.id] = batch
 

@@ -51,7 +51,7 @@ def error_response(
     param: str | None = None,  # noqa: ARG001  # Anthropic's errors have neither
     code: str | None = None,  # noqa: ARG001
 ) -> Response:
-    """Make an error as Anthropic does."""
+    """Return an error in Anthropic's form."""
     return json_response({**_error(status, message), "request_id": f"req_{uuid.uuid4().hex[:24]}"}, status)
 
 
@@ -163,7 +163,7 @@ def _create(simulator: Simulator, requests: Any) -> SimulatedBatch:
 
 
 def _answer(simulator: Simulator, line: Mapping[str, Any]) -> Answer:
-    """Answer a request, or refuse its params, which Anthropic checks when their turn has come."""
+    """Answer a request, or refuse its params: Anthropic checks them when the request runs."""
     problem = _problem_of(line["body"])
     return simulator.respond(line) if problem is None else (400, _error(400, problem))
 

@@ -1,4 +1,4 @@
-"""A simulated batch, its clock, and what its requests are answered."""
+"""A simulated batch, its clock, and the answers to its requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SimulatedBatch:
     """A batch at the simulated provider.
 
     Attributes:
-        protocol: Whose it is: ``openai``, ``anthropic`` or ``mistral``.
+        protocol: The provider: ``openai``, ``anthropic`` or ``mistral``.
         id: Its id.
         asked: What it was created with.
         requests: The lines of its input file, parsed: ``custom_id``, ``method``, ``url``, ``body``.
@@ -56,16 +56,16 @@ class SimulatedBatch:
 
     @property
     def completed(self) -> int:
-        """How many of its requests have succeeded."""
+        """The number of requests that have succeeded."""
         return self.outcomes["succeeded"]
 
     @property
     def failed(self) -> int:
-        """How many of its requests have ended in another way."""
+        """The number of requests that have ended in another way."""
         return self.outcomes.total() - self.completed
 
     def look(self) -> None:
-        """Let happen what has happened by now: validation ends with the first look, the rest takes time."""
+        """Update the batch: validation ends with the first look, the rest takes time."""
         if self.running_since is None:
             self.running_since = time.monotonic()
         if self.status == "validating":
@@ -78,7 +78,7 @@ class SimulatedBatch:
                 self.finish()
 
     def advance(self, requests: int = 1) -> None:
-        """Have so many more requests answered: the last ones first, as output is in no order."""
+        """Answer so many more requests, the last ones first: output has no order."""
         for _ in range(min(requests, self._left)):
             line = self.requests[self._left - 1]
             answer = self.respond(line)
@@ -86,7 +86,7 @@ class SimulatedBatch:
             self._settle("succeeded" if status == 200 else "errored", status, body)
 
     def finish(self) -> None:
-        """End the batch: ``completed``, or ``cancelled`` with what was answered before."""
+        """End the batch: ``completed``, or ``cancelled`` with the requests that were answered before."""
         if self.status == "cancelling":
             self._give_up("cancelled")
             self._become("cancelled")
@@ -96,7 +96,7 @@ class SimulatedBatch:
             self._become("completed")
 
     def expire(self, *, after: int = 0) -> None:
-        """Run out of time when so many requests were answered."""
+        """Let the batch expire after so many requests were answered."""
         self.advance(after - self.outcomes.total())
         self._give_up("expired")
         self._become("expired")
@@ -181,7 +181,7 @@ def echo(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
-    """Return what a message says, of blocks the text."""
+    """Return the text of a message."""
     if isinstance(content, list):
         return "".join(item.get("text", "") if isinstance(item, dict) else str(item) for item in content)
     return str(content)

@@ -61,7 +61,7 @@ SAMPLES = {"batch": "batch_request", "output": "batch_result", "error": "batch_e
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
-    """Make an error as Mistral does: what does not validate in FastAPI's shape, the rest in its own."""
+    """Return an error in Mistral's form: validation errors as FastAPI has them, others in its own."""
     if status == 422:
         problem = {"type": code or "value_error", "loc": ["body", param or ""], "msg": message, "input": None}
         return json_response({"detail": [problem]}, status)

@@ -49,7 +49,7 @@ _TIMES = [
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Response:
-    """Make an error as OpenAI does."""
+    """Return an error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
     return json_response({"error": error}, status)

@@ -1,4 +1,4 @@
-"""What the simulated providers have in common: refusals, answers in JSON, and files."""
+"""The base of the simulated providers: errors, answers in JSON, and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Refused(Exception):
-    """A call that the provider refuses; every protocol says it in its own shape."""
+    """A call that the provider refuses. Every protocol has its own form of it."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
@@ -58,7 +58,7 @@ class WireProtocol:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was uploaded, or that a batch left."""
+    """A file that was uploaded, or that a batch wrote."""
 
     id: str
     name: str
@@ -84,7 +84,7 @@ def parse_body() -> dict[str, Any]:
 
 
 def json_lines(data: bytes) -> Iterable[tuple[int, Any]]:
-    """Yield every line that is not blank, with its number; None for one that is no JSON."""
+    """Yield every line that is not blank, with its number; None for a line that is not JSON."""
     for number, text in enumerate(data.split(b"\n"), 1):
         if text.strip():
             try:
@@ -111,7 +111,7 @@ def guarded_blueprint(
     refuse_key: Callable[[str], Response],
     error_response: ErrorResponse,
 ) -> Blueprint:
-    """Make a blueprint that lets nobody in without the key, and renders what it refuses."""
+    """Make a blueprint that refuses calls without the key, and renders errors."""
     blueprint = Blueprint(name, __name__)
 
     @blueprint.before_request
@@ -158,7 +158,7 @@ class Files:
         return self._files[file_id]
 
     def keep(self, file_id: str, name: str, purpose: str, rows: Iterable[bytes]) -> str:
-        """Keep what a batch left, once, and give its id; a later batch of the same id has its own."""
+        """Store the output of a batch, once, and return its id. A later batch of the same id has its own."""
         if file_id not in self._files or self._files[file_id].rows is not rows:
             self._files[file_id] = File(file_id, name, purpose, b"".join(rows), rows)
         return file_id
@@ -192,7 +192,7 @@ class Files:
 
 
 def is_metadata(value: object) -> bool:
-    """Tell whether this is at most 16 pairs of text, of 64 and 512 characters."""
+    """Return whether a value is at most 16 pairs of text, of 64 and 512 characters."""
     return (
         isinstance(value, Mapping)
         and len(value) <= 16

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Handler(WSGIRequestHandler):
-    """Werkzeug's own closes every connection, because it leaves unread bodies in it; this one reads them."""
+    """Reads the whole body: werkzeug's own handler does not, and closes every connection for that."""
 
     server: _Listener
     protocol_version = "HTTP/1.1"
@@ -66,7 +66,7 @@ class _Handler(WSGIRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def log_request(self, *_: Any) -> None:
-        """Say nothing: ``Simulator.calls`` has it."""
+        """Log nothing: ``Simulator.calls`` has every call."""
 
 
 class _Listener(ThreadedWSGIServer):
@@ -98,11 +98,11 @@ class Server:
             _hang_up(connection)
 
     def drop(self, environ: WSGIEnvironment) -> None:
-        """Hang up on a request."""
+        """Close the connection of a request."""
         _hang_up(environ["werkzeug.socket"])
 
     def pause(self, environ: WSGIEnvironment, seconds: float) -> None:
-        """Say nothing for so long.
+        """Send nothing for so many seconds.
 
         Raises:
             ConnectionResetError: The caller hung up, or the server stops.

@@ -14,14 +14,14 @@ _LONGEST_NAME = 100  # of a field, in an answer
 
 
 class RequestSchema(Schema):
-    """Unknown keys of a body are ignored: clients send some that only other gateways know."""
+    """Ignores unknown keys of a body: clients send some that only other gateways know."""
 
     class Meta:
         unknown = EXCLUDE
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
-    """Return what the query of the request says.
+    """Return the loaded query of the request.
 
     Raises:
         ValidationFailed: It does not fit, or has a parameter that is not known here.
@@ -37,10 +37,10 @@ def load_query(schema: Schema) -> dict[str, Any]:
 
 
 def check_spelling(names: Iterable[str], known: Collection[str]) -> None:
-    """Check that no unknown name of a body is a known one that is misspelt.
+    """Check that no unknown name in a body is a known name that is misspelt.
 
     Raises:
-        ValidationFailed: One is two letters from a known one, or less.
+        ValidationFailed: A name is at most two letters away from a known one.
     """
     wrong = [name for name in names if name not in known and near(name, known) is not None]
     if wrong:
@@ -55,7 +55,7 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name from which another one is at most two letters away."""
+    """Return the known name that is at most two letters away from another name."""
     return next(
         (one for one in known if abs(len(one) - len(name)) <= _TYPOS and _edits(one, name) <= _TYPOS), None
     )
@@ -65,7 +65,7 @@ _TYPOS = 2
 
 
 def _edits(one: str, other: str) -> int:
-    """Return how many letters must be put in, taken out or replaced to make one word of another."""
+    """Return how many letters must be inserted, deleted or replaced to turn one word into another."""
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
         left, row[0] = row[0], i

@@ -24,13 +24,13 @@ from flask_llm_batches.web.schemas import RequestSchema, check_spelling, load
 
 
 def no_control_characters(text: str) -> None:
-    """Refuse what could pretend to be several lines."""
+    """Refuse control characters."""
     if has_control_characters(text):
         raise ValidationError("May not contain control characters.")
 
 
 class RawArray(fields.Field[msgspec.Raw]):
-    """The bytes of a JSON array, which are handed on as they are: the spool checks what is in it."""
+    """The bytes of a JSON array. The spool checks what is in it."""
 
     default_error_messages = {"invalid": "Not a valid list."}  # noqa: RUF012  # as marshmallow declares it
 
@@ -80,7 +80,7 @@ class CreateQuerySchema(RequestSchema):
 
 
 class _AskedSchema(RequestSchema):
-    """What a create says besides its requests."""
+    """The fields of a create, without its requests."""
 
     model = fields.String(
         load_default=None,
@@ -139,7 +139,7 @@ class CreateBatchSchema(CreateQuerySchema, _AskedSchema):
 
 
 class CheckedSchema(Schema):
-    """What a dry run found: nothing wrong."""
+    """The answer to a dry run without errors."""
 
     valid = fields.Constant(True, required=True, metadata={"type": "boolean", "enum": [True]})
     requests = fields.Integer(required=True)
@@ -175,7 +175,7 @@ class RequestCountsSchema(Schema):
 
 
 class BatchSchema(Schema):
-    """OpenAI's batch object, every field always present, and ``provider``. Times are Unix seconds."""
+    """OpenAI's batch object with ``provider``. Every field is always present; times are Unix seconds."""
 
     id = fields.String(required=True)
     object = fields.String(required=True, validate=validate.Equal("batch"))
@@ -227,7 +227,7 @@ _LONGEST_FIELD = 1 << 18
 
 
 def load_create(body: bytes) -> dict[str, Any]:
-    """Read the body of a create; its requests stay bytes.
+    """Load the body of a create. Its requests stay bytes.
 
     Raises:
         InvalidJSON: It is not JSON.

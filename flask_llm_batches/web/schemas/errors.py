@@ -19,7 +19,7 @@ _FIELD_DETAILS = {
 
 
 class ErrorDetailsSchema(Schema):
-    """What OpenAI's SDKs read of an error."""
+    """The part of an error that OpenAI's SDKs read."""
 
     message = fields.String(required=True)
     type = fields.String(required=True)
@@ -28,7 +28,7 @@ class ErrorDetailsSchema(Schema):
 
 
 class ErrorSchema(Schema):
-    """An error; ``detail`` is what the otari family of clients reads: a string, or a list of fields."""
+    """An error. Otari's clients read ``detail``: a string, or a list of fields."""
 
     detail = fields.Raw(required=True, metadata={"anyOf": [{"type": "string"}, _FIELD_DETAILS]})
     error = fields.Nested(ErrorDetailsSchema, required=True)

@@ -29,7 +29,7 @@ class RowErrorSchema(Schema):
 
 
 class RowSchema(Schema):
-    """One request's outcome; exactly one of ``result`` and ``error`` is null."""
+    """The row of a request. Exactly one of ``result`` and ``error`` is null."""
 
     custom_id = fields.String(required=True)
     result = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})

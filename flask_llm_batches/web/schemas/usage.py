@@ -13,7 +13,7 @@ from flask_llm_batches.web.schemas import RequestSchema
 
 
 class Moment(fields.Field[int]):
-    """A day such as 2026-11-01, a time such as 2026-11-01T12:00:00Z, or Unix seconds; UTC unless it says."""
+    """A day such as 2026-11-01, a time such as 2026-11-01T12:00:00Z, or Unix seconds. UTC by default."""
 
     default_error_messages = {  # noqa: RUF012  # as marshmallow declares it
         "invalid": "Not a day such as 2026-11-01, a time such as 2026-11-01T12:00:00Z, or Unix seconds."
@@ -39,7 +39,7 @@ class UsageQuerySchema(RequestSchema):
 
 
 class UsageSumSchema(Schema):
-    """What was used: batches when they were created, tokens and cost when results were first fetched."""
+    """A sum: batches count when they are created, tokens and cost when results are first read."""
 
     group = fields.String(required=True, allow_none=True)
     batches = fields.Integer(required=True)
