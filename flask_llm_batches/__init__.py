@@ -1,4 +1,8 @@
-"""Batch endpoints for large language models, inside the Flask app you already have."""
+"""Batch endpoints for large language models, inside the Flask app you already have.
+
+The public names are those in ``__all__`` here, and in ``flask_llm_batches.errors``,
+``flask_llm_batches.signals`` and ``flask_llm_batches.testing``. Other names may change in any version.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,110 @@
+"""The public names and their types, as the code of a host uses them. mypy checks this file, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, assert_type
+
+import pytest
+from flask import Flask
+
+import flask_llm_batches
+from flask_llm_batches import (
+    EVERYONE,
+    Batch,
+    Checked,
+    LLMBatches,
+    LLMBatchesError,
+    Page,
+    Principal,
+    Problem,
+    Results,
+    Row,
+    RowError,
+    Service,
+    Settled,
+    UsageSum,
+    current_llm_batches,
+    errors,
+    signals,
+)
+from flask_llm_batches.testing import Simulator
+from tests.hosts import requests
+
+PUBLIC = {
+    *("EVERYONE", "Batch", "Checked", "ConfigurationError", "LLMBatches", "LLMBatchesError", "Owner", "Page"),
+    *("Principal", "Problem", "Results", "Row", "RowError", "Service", "Settled", "UsageSum"),
+    "current_llm_batches",
+}
+
+
+def test_no_other_name_is_public() -> None:
+    """Whoever adds a public name adds its types here."""
+    assert set(flask_llm_batches.__all__) == PUBLIC
+
+
+def test_a_batch_has_types(app: Flask, llm_provider: Simulator) -> None:
+    """Every call and what it returns."""
+    with app.app_context():
+        assert_type(current_llm_batches, Service)
+        checked = current_llm_batches.check(owner="ada", model="openai:m", requests=requests(2))
+        assert_type(checked, Checked)
+        assert_type(checked.warnings, Sequence[str])
+        batch = current_llm_batches.create(
+            owner=Principal("ada"), model="openai:m", requests=requests(2), idempotency_key="k"
+        )
+        assert_type(batch, Batch)
+        assert_type(batch.id, str)
+        assert_type(batch.metadata, dict[str, str] | None)
+        assert_type(batch.owner, str | None)
+        assert_type(batch.replayed, bool)
+        assert_type(current_llm_batches.retrieve(batch.id, owner=EVERYONE), Batch)
+        page = current_llm_batches.list(owner="ada", status="in_progress", limit=5)
+        assert_type(page, Page)
+        assert_type(page.batches, Sequence[Batch])
+        assert [one.owner for one in page.batches] == ["ada"]
+        llm_provider.batches[0].finish()
+        with_status: Results = current_llm_batches.results(batch.id, owner="ada", status="succeeded")
+        assert_type(iter(with_status), Iterator[dict[str, Any]])
+        assert len(list(with_status)) == 2
+        for group in current_llm_batches.results(batch.id, owner="ada").groups():
+            assert_type(group, Sequence[Row] | None)
+            for row in group or ():
+                assert_type(row.error, RowError | None)
+        sums = current_llm_batches.usage(owner="ada", group_by="model")
+        assert_type(sums, Sequence[UsageSum])
+        assert_type(current_llm_batches.reconcile(), Sequence[Settled])
+        assert_type(current_llm_batches.purge(before=0), int)
+        assert_type(current_llm_batches.keys.create(owner="ada"), str)
+
+
+def test_errors_have_types(app: Flask) -> None:
+    """A status, a code and a message, and of wrong fields where they are."""
+    with app.app_context():
+        with pytest.raises(errors.ValidationFailed) as raised:
+            current_llm_batches.create(owner="ada", model="openai:m", requests=[])
+    error = raised.value
+    assert_type(error.status, int)
+    assert_type(error.code, str)
+    assert_type(error.retry_after, str | None)
+    assert_type(error.problems, tuple[Problem, ...])
+    assert isinstance(error, LLMBatchesError)
+    assert error.status == 422
+
+
+def test_decorators_keep_types() -> None:
+    """What is registered stays what it was."""
+    extension = LLMBatches()
+
+    @extension.authenticator
+    def principal() -> Principal | None:
+        return Principal("ada", admin=True)
+
+    assert_type(principal(), Principal | None)
+    assert principal() == Principal("ada", admin=True)
+
+
+def test_signals_are_named() -> None:
+    """They are blinker's."""
+    names = [signals.batch_submitted.name, signals.batch_finished.name, signals.usage_recorded.name]
+    assert names == ["batch-submitted", "batch-finished", "usage-recorded"]
