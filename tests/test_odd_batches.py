@@ -106,7 +106,7 @@ def test_a_bad_field_is_left_out(
     shown = [answer.get_json() for answer in answers] + [answer.get_json()["data"][0] for answer in lists]
     for batch in shown:
         assert batch["id"] == batch_id
-        assert fields_of(batch) == {*batch}
+        assert fields_of(batch) == batch.keys() - {"owner"}
         assert batch["status"] in ("in_progress", "cancelling")
 
 

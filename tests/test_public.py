@@ -80,9 +80,8 @@ def test_a_batch_has_types(app: Flask, llm_provider: Simulator) -> None:
 
 def test_errors_have_types(app: Flask) -> None:
     """A status, a code and a message, and of wrong fields where they are."""
-    with app.app_context():
-        with pytest.raises(errors.ValidationFailed) as raised:
-            current_llm_batches.create(owner="ada", model="openai:m", requests=[])
+    with app.app_context(), pytest.raises(errors.ValidationFailed) as raised:
+        current_llm_batches.create(owner="ada", model="openai:m", requests=[])
     error = raised.value
     assert_type(error.status, int)
     assert_type(error.code, str)
