@@ -1,8 +1,8 @@
 """A process with little memory: ``python -m tests.memory`` reads bodies, and writes how they fared.
 
-A line of the input is ``[type, head, unit, tail]``: the body of that type is the head, as many of the unit as
-the limit of a body allows, and the tail. ``#`` in the unit is another number each time. A line of the output
-is ``[status, MiB]``: the answer, and how much more memory it took.
+A line of the input is ``[type, MiB, head, unit, between, tail]``: the body of that type and size is the head,
+as many of the unit as fit, and the tail, with ``between`` after every 60 MiB. Every ``#`` is another number.
+A line of the output is ``[status, MiB]``: the status of the answer, and the memory that it took.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ TIMES = 3
 """What the memory is limited to, as a multiple of the limit of a body."""
 
 _BLOCK = 1 << 16
+_REQUEST = 60 * 2**20  # below the limit of one request
 
 
 class Body(io.RawIOBase):
     """A body that is made while it is read."""
 
-    def __init__(self, head: str, unit: str, tail: str) -> None:
-        self._pieces = self._made(head.encode(), unit.encode(), tail.encode())
+    def __init__(self, size: int, *parts: str) -> None:
+        self._pieces = self._made(size, *(part.encode() for part in parts))
         self._left = b""
 
     def readable(self) -> bool:
@@ -43,16 +44,19 @@ class Body(io.RawIOBase):
         return len(piece)
 
     @staticmethod
-    def _made(head: bytes, unit: bytes, tail: bytes) -> Iterator[bytes]:
+    def _made(size: int, head: bytes, unit: bytes, between: bytes, tail: bytes) -> Iterator[bytes]:
         yield head
         count = max(1, _BLOCK // (len(unit) + 4))
         block = b"".join(unit.replace(b"#", b"@%x" % number) for number in range(count))
-        room = LIMIT - len(head) - len(tail) - 16 * count
-        number = 0
+        room = size - len(head) - len(tail) - 16 * count
+        number = written = 0
         while room > 0:
             piece = block.replace(b"@", b"%x_" % number)
+            if between and written > _REQUEST:
+                piece, written = between.replace(b"#", b"%d" % number) + piece, 0
             yield piece
             room -= len(piece)
+            written += len(piece)
             number += 1
         if tail:
             yield tail
@@ -82,7 +86,7 @@ def make_app() -> Flask:
     )
 
 
-def ask(app: Flask, kind: str, head: str, unit: str, tail: str) -> int:
+def ask(app: Flask, kind: str, size: int, head: str, *parts: str) -> int:
     provider = "anthropic" if "max_tokens" in head else "openai"
     query = "" if kind == "application/json" else f"?model={provider}:m"
     answer = app.test_client().post(
@@ -90,7 +94,7 @@ def ask(app: Flask, kind: str, head: str, unit: str, tail: str) -> int:
         content_type=kind,
         headers={"X-User": "ada", "Idempotency-Key": os.urandom(8).hex()},
         environ_overrides={
-            "wsgi.input": io.BufferedReader(Body(head, unit, tail)),
+            "wsgi.input": io.BufferedReader(Body(size << 20, head, *parts)),
             "wsgi.input_terminated": True,
         },
     )
@@ -101,7 +105,7 @@ if __name__ == "__main__":
     app = make_app()
     for provider in ("openai", "anthropic"):
         first = f'{{"model":"{provider}:m","requests":[{{"custom_id":"a","body":{{"max_tokens":9,"messages":['
-        ask(app, "application/json", first, " ", "]}}]}")
+        ask(app, "application/json", LIMIT >> 20, first, " ", "", "]}}]}")
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + TIMES * LIMIT, resource.RLIM_INFINITY))
     print("ready", flush=True)  # noqa: T201

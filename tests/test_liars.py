@@ -198,6 +198,30 @@ def test_a_download_that_breaks_off_is_no_whole_one(
         assert used(client) > 0
 
 
+COUNTS = {
+    "openai": ("request_counts",),
+    "anthropic": ("request_counts",),
+    "mistral": ("total_requests", "succeeded_requests", "failed_requests", "completed_requests"),
+}
+
+
+@each_provider
+def test_a_download_that_breaks_off_is_no_whole_one_without_counts_either(
+    ada: FlaskClient, llm_provider: Simulator, provider: str
+) -> None:
+    """Regression: where the provider's counts were damaged, too, rows that were cut off were ``missing``."""
+    path, batch = running(ada, llm_provider, provider)
+    batch.finish()
+    tell(llm_provider, lambda said: said.update(dict.fromkeys(COUNTS[provider], "many")))
+    assert ada.get(path).get_json()["status"] == "completed"
+    cut(llm_provider, lambda data: data[: data.find(b"\n", len(data) // 2) + 1])
+    with pytest.raises(ResultsInterrupted):
+        ada.get(f"{path}/results").get_data()
+    assert used(ada) == 0
+    llm_provider.rewrite = None
+    assert rows_of(ada, path) == ALL
+
+
 def test_a_batch_that_was_not_made_here_breaks_off_too(
     app: Flask, admin: FlaskClient, llm_provider: Simulator
 ) -> None:
@@ -249,11 +273,12 @@ def test_a_row_that_stays_damaged_is_accounted_in_the_end(ada: FlaskClient, llm_
 def test_without_counts_rows_may_be_missing(
     ada: FlaskClient, llm_provider: Simulator, counts: dict[str, int] | None
 ) -> None:
-    """A provider that states no counts promises nothing: what it leaves out is ``missing``, and accounted."""
+    """Where a provider states no counts, what it left out hours ago is ``missing``, and accounted for."""
     path, batch = running(ada, llm_provider, "openai")
     batch.finish()
     tell(llm_provider, lambda said: said.update(request_counts=counts))
     del batch.output[3:]
+    batch.times["completed_at"] -= LONG_AGO
     assert list(rows_of(ada, path).values()).count("missing") == 6
     assert used(ada) > 0
 

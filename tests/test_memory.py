@@ -48,7 +48,10 @@ PLACES = {
 
 UNITS = ["{},", "[],", "1,", '"",', '"#":1,', '"#":{},', " ", "\n", "x", "😀", "\\ud83d\\ude00", "[", '{"":']
 
-Ask = Callable[[str, str, str, str], tuple[int, int]]
+NEXT = {JSON: ",", LINES: "\n"}
+SIZES = [1, 16, 64, LIMIT >> 20]
+
+Ask = Callable[..., tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         reader, writer = process.stdout, process.stdin
         assert reader.readline() == "ready\n"
 
-        def send(*body: str) -> tuple[int, int]:
+        def send(*body: str | int) -> tuple[int, int]:
             writer.write(json.dumps(body) + "\n")
             writer.flush()
             status, took = json.loads(reader.readline())
@@ -90,20 +93,29 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     kind=st.sampled_from([JSON, LINES]),
     place=st.sampled_from(sorted(PLACES)),
     unit=st.sampled_from(UNITS) | values(" ").map(lambda value: f"{value},"),
+    size=st.sampled_from(SIZES),
+    several=st.booleans(),
 )
-@example(kind=JSON, place="top", unit='"#":1,')
-@example(kind=JSON, place="requests", unit="1,")
-@example(kind=JSON, place="requests", unit='{"custom_id":"#","body":{}},')
-@example(kind=JSON, place="request", unit='"#":1,')
-@example(kind=JSON, place="method", unit="{},")
-@example(kind=JSON, place="id", unit="😀")
-@example(kind=JSON, place="body", unit='"#":1,')
-@example(kind=JSON, place="text", unit="\n")
-@example(kind=JSON, place="messages", unit="{},")
-@example(kind=JSON, place="message", unit='"#":1,')
-@example(kind=JSON, place="blocks", unit="1,")
-@example(kind=LINES, place="body", unit='"#":1,')
-@example(kind=LINES, place="text", unit="x")
+@example(kind=JSON, place="top", unit='"#":1,', size=256, several=False)
+@example(kind=JSON, place="requests", unit="1,", size=256, several=False)
+@example(kind=JSON, place="requests", unit='{"custom_id":"#","body":{}},', size=256, several=False)
+@example(kind=JSON, place="request", unit='"#":1,', size=256, several=False)
+@example(kind=JSON, place="method", unit="{},", size=256, several=False)
+@example(kind=JSON, place="id", unit="😀", size=256, several=False)
+@example(kind=JSON, place="body", unit='"#":1,', size=256, several=False)
+@example(kind=JSON, place="text", unit="\n", size=256, several=False)
+@example(kind=JSON, place="messages", unit="{},", size=256, several=False)
+@example(kind=JSON, place="message", unit='"#":1,', size=256, several=False)
+@example(kind=JSON, place="blocks", unit="1,", size=256, several=False)
+@example(kind=LINES, place="body", unit='"#":1,', size=256, several=False)
+@example(kind=LINES, place="text", unit="x", size=256, several=False)
+@example(kind=JSON, place="body", unit='"#":1,', size=256, several=True)
+@example(kind=JSON, place="text", unit="x", size=256, several=True)
+@example(kind=JSON, place="text", unit="\\ud83d\\ude00", size=256, several=True)
+@example(kind=JSON, place="messages", unit='{"role":"user","content":""},', size=256, several=True)
+@example(kind=JSON, place="blocks", unit="{},", size=256, several=True)
+@example(kind=LINES, place="text", unit="x", size=256, several=True)
+@example(kind=LINES, place="messages", unit="{},", size=256, several=True)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -111,13 +123,18 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_body_takes_more_than_three_times_the_limit(ask: Ask, kind: str, place: str, unit: str) -> None:
+def test_no_body_takes_more_than_three_times_the_limit(
+    ask: Ask, kind: str, place: str, unit: str, size: int, several: bool
+) -> None:
     """Regression: 60 KB of gzip, 256 MiB unpacked, took 1.4 to 4.3 GB."""
     head, tail = PLACES[place]
+    begin, end = head[head.find("[") + 1 :], tail[: tail.rfind("]")]
     if kind == LINES:
-        begin, end = head.find("[") + 1, tail.rfind("]")
-        head, tail = head[begin:] or _LINE, tail[:end]
-    status, took = ask(kind, head, unit, tail)
-    logger.warning("%s, %s of %r: %d, %d MiB", kind, place, unit, status, took)
+        head, tail = begin or _LINE, end
+    between = ""
+    if several and begin.startswith("{") and place not in ("top", "metadata"):
+        between = end + (NEXT[kind]) + begin.replace('"custom_id":"a"', '"custom_id":"a#"')
+    status, took = ask(kind, size, head, unit, between, tail)
+    logger.warning("%d MiB of %s, %s of %r: %d, %d MiB", size, kind, place, unit, status, took)
     assert status in (400, 413, 422, 502, 504), "not an answer of ours"
     assert took < TIMES * LIMIT >> 20

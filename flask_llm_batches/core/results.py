@@ -113,7 +113,12 @@ class ResultReader:
                     return
                 yield ids
 
-        promised = self._providers.adapter_of(batch.provider).promised(batch)
+        adapter = self._providers.adapter_of(batch.provider)
+        promised = adapter.promised(batch)
+        if promised == (0, 0) and batch.status == "completed" and adapter.streams_results:
+            # Without counts, a download that was cut looks like any other.
+            if record is not None and not batch.settled:
+                promised = 0, record.requests
         return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
 
     def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:
