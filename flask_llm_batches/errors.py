@@ -20,6 +20,10 @@ class ConfigurationError(ValueError):
     """A ``LLM_BATCHES_*`` setting cannot be used; raised by ``init_app``."""
 
 
+class NotStored(LookupError):
+    """There is no object with this key in the storage; ``core`` knows what that means to the caller."""
+
+
 class LLMBatchesError(Exception):
     """The base class of all errors that a call raises.
 
@@ -267,6 +271,12 @@ class SpoolUnavailable(LLMBatchesError):
     """The requests of a create could not be written to disk."""
 
     status, code = 503, "spool_unavailable"
+
+
+class StorageUnavailable(LLMBatchesError):
+    """What is stored could not be read or written."""
+
+    status, code = 503, "storage_unavailable"
 
 
 class ProviderTimeout(LLMBatchesError):

@@ -34,6 +34,7 @@ NAMES = {
     "uq_llm_batches_api_key_key_hash",
     "uq_llm_batches_batch_provider_batch_id",
     "uq_llm_batches_batch_uid",
+    "uq_llm_batches_object_key",
 }
 
 CONVENTION = {

@@ -34,6 +34,9 @@ def _few(*columns: str, where: str) -> Index:
 # SQLite counts up only a column of the very type INTEGER.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
 
+# A BLOB of MySQL's and MariaDB's ends at 64 KB.
+_BLOB = LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")
+
 
 class Base(DeclarativeBase):
     """The tables of this package, apart from the host's until ``init_app`` copies them over."""
@@ -166,9 +169,43 @@ class ManifestRow(Base):
 
     batch_uid: Mapped[str] = mapped_column(String(32), primary_key=True)
     part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    custom_ids: Mapped[bytes] = mapped_column(
-        LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")  # a BLOB ends at 64 KB
-    )
+    custom_ids: Mapped[bytes] = mapped_column(_BLOB)
+
+
+class ObjectRow(Base):
+    """An object of the storage, or what there is of it.
+
+    Attributes:
+        uid: Our own id of it.
+        key: What it is read by; null before it is whole, and once another one has taken its place.
+        parts: The number of its chunks.
+        touched_at: When it was last written to, or was replaced; 0 while it is being deleted.
+    """
+
+    __tablename__ = "llm_batches_object"
+    __table_args__ = (UniqueConstraint("key"), _BINARY)
+
+    uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    key: Mapped[str | None] = mapped_column(String(128))
+    parts: Mapped[int]
+    touched_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ChunkRow(Base):
+    """A piece of an object of the storage.
+
+    Attributes:
+        object_uid: Whose it is: ``ObjectRow.uid``.
+        part: Counts up from 0.
+        data: The bytes.
+    """
+
+    __tablename__ = "llm_batches_chunk"
+    __table_args__ = (_BINARY,)
+
+    object_uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[bytes] = mapped_column(_BLOB)
 
 
 class UsageRow(Base):
