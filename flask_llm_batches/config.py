@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.request import url2pathname
 
 from flask_llm_batches.errors import ConfigurationError
 
@@ -59,6 +60,8 @@ class Settings:
             before it has failed.
         untracked: Whether a batch without a record may be seen by callers who are no admins.
         spool_dir: Where requests are spooled; None for the system's folder for temporary files.
+        storage: Where results and the like are kept: ``database``, or the URL of a folder or an object store.
+        retention: Days for which they are kept; 0 for no longer than they are needed.
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)
@@ -72,6 +75,8 @@ class Settings:
     search_window: float = 3600.0
     untracked: Literal["deny", "allow"] = "deny"
     spool_dir: str | None = None
+    storage: str = "database"
+    retention: int = 30
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -161,6 +166,29 @@ def _spool_dir(key: str, value: object) -> str | None:
     return str(value)
 
 
+def _storage(key: str, value: object) -> str:
+    if value == "database":
+        return "database"
+    if isinstance(value, str) and re.fullmatch("file:///.*", value):
+        if not Path(url2pathname(value.removeprefix("file://"))).is_dir():
+            raise _wrong(key, "the URL of an existing folder", value)
+        return value
+    if not isinstance(value, str) or not re.fullmatch(r"(s3|gs|az)://[^/?#@\s]+(/[^?#\s]*)?", value):
+        raise _wrong_secret(
+            key,
+            '"database", the URL of a folder such as "file:///srv/batches", or of an object store: '
+            '"s3://bucket/path", "gs://..." or "az://...", whose keys are in the environment',
+            value,
+        )
+    return value
+
+
+def _days(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(key, "a whole number of days, from 0 up", value)
+    return value
+
+
 def _providers(key: str, value: object) -> Mapping[str, ProviderSettings] | None:
     if value is None:
         return None
@@ -239,4 +267,6 @@ _CHECKS = {
     "search_window": _seconds,
     "untracked": _untracked,
     "spool_dir": _spool_dir,
+    "storage": _storage,
+    "retention": _days,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ from flask_llm_batches.errors import RecordUnavailable
         ("BIND_KEY", "", "SQLALCHEMY_BINDS"),
         ("UNTRACKED", "maybe", '"deny" or "allow", not \'maybe\''),
         ("SPOOL_DIR", "/nowhere", "an existing folder"),
+        ("STORAGE", None, '"database", the URL of a folder such as "file:///srv/batches"'),
+        ("STORAGE", "/srv/batches", "the URL of a folder"),
+        ("STORAGE", "file:///nowhere", "the URL of an existing folder, not 'file:///nowhere'"),
+        ("STORAGE", "file://server/folder", "the URL of a folder"),
+        ("STORAGE", "s3://[", "LLM_BATCHES_STORAGE cannot be 's3://[': "),
+        ("STORAGE", "http://bucket", '"s3://bucket/path"'),
+        ("STORAGE", "s3://key:sk-secret@bucket", "whose keys are in the environment, not str"),
+        ("STORAGE", "az://container", "LLM_BATCHES_STORAGE cannot be 'az://container': "),
+        ("RETENTION", -1, "LLM_BATCHES_RETENTION must be a whole number of days, from 0 up, not -1"),
+        ("RETENTION", 1.5, "not 1.5"),
         ("PROVIDERS", {}, "a dict such as"),
         ("PROVIDERS", ["openai"], "not list"),
         ("PROVIDERS", {"openai": "sk-secret"}, "LLM_BATCHES_PROVIDERS['openai'] must be a dict"),
@@ -71,6 +82,8 @@ def test_right_settings_are_taken(tmp_path: Path) -> None:
             },
             "LLM_BATCHES_URL_PREFIX": "/api/v1/batches",
             "LLM_BATCHES_SPOOL_DIR": tmp_path,
+            "LLM_BATCHES_STORAGE": tmp_path.as_uri(),
+            "LLM_BATCHES_RETENTION": 0,
             "LLM_BATCHES_TIMEOUT": 5,
             "SECRET_KEY": "of the host",
         }
@@ -78,8 +91,19 @@ def test_right_settings_are_taken(tmp_path: Path) -> None:
     assert settings.providers is not None
     assert settings.providers["eu"].name == "eu"
     assert settings.providers["eu"].kind == "openai"
+    assert settings.storage == tmp_path.as_uri()
+    assert settings.retention == 0
     assert settings.timeout == 5.0
     assert settings.max_requests == 100_000
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store without its package is an error of init_app that says what to install."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    app = Flask(__name__)
+    app.config["LLM_BATCHES_STORAGE"] = "s3://bucket"
+    with pytest.raises(ConfigurationError, match=r"pip install 'flask-llm-batches\[storage\]'"):
+        LLMBatches(app)
 
 
 def test_settings_show_no_secret() -> None:

@@ -21,9 +21,10 @@ ALLOWED = {
     "cli": {"web", "current", "core", "store"},
     "web": {"current", "core", "store"},
     "current": {"core"},
-    "core": {"providers", "store"},
+    "core": {"providers", "store", "storage"},
     "providers": set(),
     "store": set(),
+    "storage": set(),
     "testing": set(),
 }
 EVERYBODY = {"batch", "config", "errors", "fields", "jsonl", "principal", "signals", "untrusted"}
@@ -37,6 +38,9 @@ ONLY = {
     "google": "providers",
     "together": "providers",
     "sqlalchemy": "store",
+    "obstore": "storage",
+    "backports": "storage",
+    "compression": "storage",
     "marshmallow": "web",
 }
 

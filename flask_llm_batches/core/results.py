@@ -115,10 +115,9 @@ class ResultReader:
 
         adapter = self._providers.adapter_of(batch.provider)
         promised = adapter.promised(batch)
-        if promised == (0, 0) and batch.status == "completed" and adapter.streams_results:
-            # Without counts, a download that was cut looks like any other.
-            if record is not None and not batch.settled:
-                promised = 0, record.requests
+        if record is not None and adapter.streams_results and promised == (0, 0):
+            if batch.status == "completed" and not batch.settled:
+                promised = 0, record.requests  # without counts, a download that was cut looks like any other
         return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
 
     def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:

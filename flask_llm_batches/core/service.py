@@ -20,8 +20,11 @@ from flask_llm_batches.core.spool import sweep
 from flask_llm_batches.principal import Owner, Principal, owner_name, owner_or_everyone
 from flask_llm_batches.providers.adapters import Page
 from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.storage.backends import backend_at
+from flask_llm_batches.storage.storage import Storage
 from flask_llm_batches.store.api_keys import ApiKeys
 from flask_llm_batches.store.batches import Batches
+from flask_llm_batches.store.chunks import Chunks
 from flask_llm_batches.store.database import Database
 from flask_llm_batches.store.idempotency import IdempotencyKeys
 from flask_llm_batches.store.manifests import Manifests
@@ -48,6 +51,7 @@ class Service:
         self._database = database
         self._usage = UsageSums(database)
         self._purge = Purge(database)
+        self._storage = Storage(backend_at(settings.storage, settings.spool_dir) or Chunks(database))
         self._providers = providers
         batches, heartbeat = Batches(database), Heartbeat()
         self._adopter = Adopter(batches, providers)
@@ -226,7 +230,9 @@ class Service:
                 120; ``LLM_BATCHES_SEARCH_WINDOW`` by default.
         """
         settled = self._reconciler.settle_every(older_than=older_than)
-        sweep(self.settings.spool_dir, older_than=self.settings.transfer_timeout + 60)
+        silent = self.settings.transfer_timeout + 60
+        sweep(self.settings.spool_dir, older_than=silent)
+        self._storage.sweep(older_than=silent)
         return settled
 
     def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:

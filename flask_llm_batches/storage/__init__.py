@@ -1,0 +1,1 @@
+"""Where bytes are kept: the database, a folder, an object store."""

@@ -1,0 +1,26 @@
+"""Errors of what is outside become one of ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flask_llm_batches.errors import StorageUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def unavailable(*errors: type[Exception]) -> Iterator[None]:
+    """Log errors, and raise ``StorageUnavailable`` instead."""
+    try:
+        yield
+    except errors as error:
+        raise _unavailable(error) from None
+
+
+def _unavailable(error: Exception) -> StorageUnavailable:
+    # An object store's further lines are what it was asked and what it answered.
+    logger.error("the storage is unavailable: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+    return StorageUnavailable("The storage is unavailable. Try again later.")

@@ -1,0 +1,141 @@
+"""Objects of any length, compressed: written and read a piece at a time, and there when they are whole."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Protocol
+
+from flask_llm_batches.errors import StorageUnavailable
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 256 * 1024
+"""The most bytes that a backend is given at once: a statement must fit into a packet of MariaDB, which may be
+as small as 1 MiB, and its driver may make two bytes of one."""
+
+_PIECE = 1024 * 1024  # a chunk may unpack to a hundred times as much
+_OPTIONS: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: 1,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
+
+_KEY = re.compile(r"(?=.{1,128}\Z)[a-z0-9_-]+(/[a-z0-9_-]+)*")
+
+
+class Backend(Protocol):
+    """Keeps compressed bytes; its errors are ``LLMBatchesError``s, or ``NotStored``."""
+
+    def write(self, key: str, /) -> AbstractContextManager[Callable[[bytes], object]]:
+        """Give what takes the next chunk. When the block ends well, all are there; else none ever is."""
+
+    def read(self, key: str, /) -> Generator[bytes, None, None]:
+        """Give the bytes, cut anywhere; raise ``NotStored``."""
+
+    def delete(self, key: str, /) -> None:
+        """Delete an object, if it is there."""
+
+    def sweep(self, older_than: float, /) -> None:
+        """Delete what belongs to no object, and to no writer that was heard of in so many seconds."""
+
+
+class Writer:
+    """Takes the bytes of one object."""
+
+    def __init__(self, keep: Callable[[bytes], object]) -> None:
+        self._keep = keep
+        self._compressor = zstd.ZstdCompressor(options=_OPTIONS)
+        self._packed = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Add bytes to the object."""
+        self._packed += self._compressor.compress(data)
+        while len(self._packed) >= CHUNK:
+            self._keep(bytes(self._packed[:CHUNK]))
+            del self._packed[:CHUNK]
+
+    def finish(self) -> None:
+        """Give the backend what is left."""
+        self._packed += self._compressor.flush()
+        for start in range(0, len(self._packed), CHUNK):
+            self._keep(bytes(self._packed[start : start + CHUNK]))
+
+
+class Storage:
+    """The objects of one app.
+
+    A key is lower-case letters, digits, dashes and underscores, and slashes between them; another one is a
+    ``ValueError``. Every method raises ``StorageUnavailable`` when the folder or the object store does not
+    answer, and ``RecordUnavailable`` when the database does not, which needs an app context, too.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @contextmanager
+    def write(self, key: str) -> Iterator[Writer]:
+        """Write an object, which is there when the block ends well, in the place of an older one.
+
+        When the block raises, there is nothing of it. Of several who write the same key, one is the last.
+        """
+        with self._backend.write(_checked(key)) as keep:
+            writer = Writer(keep)
+            yield writer
+            writer.finish()
+
+    def read(self, key: str) -> Generator[bytes, None, None]:
+        """Return the bytes of an object, at most 1 MiB at a time. To stop earlier, close it.
+
+        Raises:
+            NotStored: There is no such object; while reading, it was deleted or replaced meanwhile.
+        """
+        pieces = self._pieces(_checked(key))
+        next(pieces)
+        return pieces
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        self._backend.delete(_checked(key))
+
+    def sweep(self, *, older_than: float) -> None:
+        """Delete what killed processes left of objects, and what was replaced.
+
+        Args:
+            older_than: Seconds since which nobody wrote to it. A writer that is silent for longer is taken
+                for dead, and fails; so does a reader of an object that was replaced so long ago.
+        """
+        self._backend.sweep(older_than)
+
+    def _pieces(self, key: str) -> Generator[bytes, None, None]:
+        decompressor = zstd.ZstdDecompressor()
+        with closing(self._backend.read(key)) as chunks:
+            chunk = next(chunks, b"")
+            yield b""  # for ``read``: by now it is known whether the object is there
+            try:
+                while True:
+                    if piece := decompressor.decompress(chunk, _PIECE):
+                        yield piece
+                    if decompressor.eof:
+                        return
+                    chunk = next(chunks) if decompressor.needs_input else b""
+            except (zstd.ZstdError, StopIteration) as error:
+                raise _damaged(key, str(error) or "its end is missing") from None
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no key of the storage")
+    return key
+
+
+def _damaged(key: str, why: str) -> StorageUnavailable:
+    logger.error("%s in the storage is damaged: %s", key, why)
+    return StorageUnavailable("What is stored is damaged.")
