@@ -87,7 +87,7 @@ def serve(
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _wait_for(port, process, log_file)
+        _wait_for(f"http://127.0.0.1:{port}/v1/batches", process, log_file)
         yield Running(f"http://127.0.0.1:{port}", process.pid, log_file, spool)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -95,13 +95,29 @@ def serve(
         assert not KEYS.search(log_file.read_text())
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:
+def _wait_for(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/v1/batches")
+            httpx.get(url)
         except httpx.TransportError:
             time.sleep(0.05)
         else:
             return
     raise RuntimeError(f"the server did not start:\n{log_file.read_text()}")
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    """Run an object store that speaks Amazon's protocol, with an empty bucket, and give its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "moto.server", "--port", url.rpartition(":")[2]]
+    with (folder / "s3.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(url, process, folder / "s3.log")
+        httpx.put(f"{url}/bucket").raise_for_status()
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
