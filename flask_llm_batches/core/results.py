@@ -115,9 +115,9 @@ class ResultReader:
 
         adapter = self._providers.adapter_of(batch.provider)
         promised = adapter.promised(batch)
-        if record is not None and adapter.streams_results and promised == (0, 0):
-            if batch.status == "completed" and not batch.settled:
-                promised = 0, record.requests  # without counts, a download that was cut looks like any other
+        uncounted = promised == (0, 0) and batch.status == "completed" and not batch.settled
+        if uncounted and record is not None and adapter.streams_results:
+            promised = 0, record.requests  # without counts, a download that was cut looks like any other
         return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
 
     def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:

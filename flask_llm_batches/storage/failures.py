@@ -1,4 +1,4 @@
-"""Errors of what is outside become one of ours."""
+"""Turns errors of backends into ours."""
 
 from __future__ import annotations
 

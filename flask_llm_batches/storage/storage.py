@@ -19,7 +19,7 @@ else:
 logger = logging.getLogger(__name__)
 
 CHUNK = 256 * 1024
-"""The most bytes that a backend is given at once: a statement must fit into a packet of MariaDB, which may be
+"""The most bytes of a chunk: a statement must fit into a packet of MariaDB, which may be
 as small as 1 MiB, and its driver may make two bytes of one."""
 
 _PIECE = 1024 * 1024  # a chunk may unpack to a hundred times as much
@@ -35,20 +35,20 @@ class Backend(Protocol):
     """Keeps compressed bytes; its errors are ``LLMBatchesError``s, or ``NotStored``."""
 
     def write(self, key: str, /) -> AbstractContextManager[Callable[[bytes], object]]:
-        """Give what takes the next chunk. When the block ends well, all are there; else none ever is."""
+        """Yield a function that stores the next chunk. The object exists only if the block ends well."""
 
     def read(self, key: str, /) -> Generator[bytes, None, None]:
-        """Give the bytes, cut anywhere; raise ``NotStored``."""
+        """Yield the bytes, in chunks that end anywhere, or raise ``NotStored``."""
 
     def delete(self, key: str, /) -> None:
         """Delete an object, if it is there."""
 
     def sweep(self, older_than: float, /) -> None:
-        """Delete what belongs to no object, and to no writer that was heard of in so many seconds."""
+        """Delete chunks of unfinished objects to which nothing was written for so many seconds."""
 
 
 class Writer:
-    """Takes the bytes of one object."""
+    """Writes the bytes of one object."""
 
     def __init__(self, keep: Callable[[bytes], object]) -> None:
         self._keep = keep
@@ -63,7 +63,7 @@ class Writer:
             del self._packed[:CHUNK]
 
     def finish(self) -> None:
-        """Give the backend what is left."""
+        """Write the rest to the backend."""
         self._packed += self._compressor.flush()
         for start in range(0, len(self._packed), CHUNK):
             self._keep(bytes(self._packed[start : start + CHUNK]))
@@ -82,9 +82,9 @@ class Storage:
 
     @contextmanager
     def write(self, key: str) -> Iterator[Writer]:
-        """Write an object, which is there when the block ends well, in the place of an older one.
+        """Write an object. It replaces an older one when the block ends well.
 
-        When the block raises, there is nothing of it. Of several who write the same key, one is the last.
+        If the block raises, nothing is stored. If several write the same key, the last one counts.
         """
         with self._backend.write(_checked(key)) as keep:
             writer = Writer(keep)
@@ -106,11 +106,11 @@ class Storage:
         self._backend.delete(_checked(key))
 
     def sweep(self, *, older_than: float) -> None:
-        """Delete what killed processes left of objects, and what was replaced.
+        """Delete unfinished objects of killed processes, and objects that were replaced.
 
         Args:
-            older_than: Seconds since which nobody wrote to it. A writer that is silent for longer is taken
-                for dead, and fails; so does a reader of an object that was replaced so long ago.
+            older_than: Seconds since the last write. A writer that pauses for longer fails, and so does a
+                reader of an object that was replaced so long ago.
         """
         self._backend.sweep(older_than)
 

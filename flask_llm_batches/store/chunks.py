@@ -27,7 +27,7 @@ class Chunks(Store):
 
     @contextmanager
     def write(self, key: str) -> Iterator[Callable[[bytes], object]]:
-        """Give what takes the next chunk; when the block ends well, they are what has this key."""
+        """Yield a function that stores the next chunk. The object has its key when the block ends well."""
         uid = uuid.uuid4().hex
         parts = 0
 
@@ -49,7 +49,7 @@ class Chunks(Store):
             raise
 
     def read(self, key: str) -> Generator[bytes, None, None]:
-        """Give the chunks of an object.
+        """Yield the chunks of an object.
 
         Raises:
             NotStored: It is not there, or not any more.
@@ -65,7 +65,7 @@ class Chunks(Store):
             self._delete(uid, ObjectRow.key == key)
 
     def sweep(self, older_than: float) -> None:
-        """Delete what has no key and was not touched in so many seconds."""
+        """Delete objects without a key that were not touched for so many seconds."""
         old = and_(ObjectRow.key.is_(None), ObjectRow.touched_at <= int(time.time() - older_than))
         for uid in self._uids(old):
             self._delete(uid, old)
@@ -123,7 +123,7 @@ class Chunks(Store):
 
     @transaction
     def _doom(self, connection: Connection, uid: str, condition: ColumnElement[bool]) -> int | None:
-        """Have an object out of the way of writers and readers, and return its number of chunks."""
+        """Mark an object as being deleted, and return its number of chunks."""
         doomed = update(ObjectRow).where(ObjectRow.uid == uid, condition).values(key=None, touched_at=_DOOMED)
         if connection.execute(doomed).rowcount == 0:
             return None
