@@ -1,8 +1,8 @@
-# Everything runs in .venv, which is made on demand: nothing but make and Python 3.11+ is needed.
+# Everything runs in .venv, which is created on demand. Only make and Python 3.11+ are needed.
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Further options of pytest: make test OPTIONS='-k idempotency'
+# Extra options for pytest: make test OPTIONS='-k idempotency'
 OPTIONS ?=
 
 .PHONY: demo test test-slow test-lowest test-wheel lint format bench clean
@@ -13,17 +13,17 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(OPTIONS)
 
-# make test-python-3.13: the same on another Python, if uv finds or can install it.
+# make test-python-3.13 runs the same tests on another Python, if uv can find or install it.
 test-python-%: .venv/.lowest
 	$(BIN)/uv venv --quiet --clear --python $* .venv/python-$*
 	$(BIN)/uv pip install --quiet --python .venv/python-$* --editable . --group test
 	.venv/python-$*/bin/python -m pytest -n auto -m 'not slow' $(OPTIONS)
 
-# The journeys of several seconds: real clients and servers, the demo, generated calls.
+# The slow tests, several seconds each: real clients and servers, the demo, generated calls.
 test-slow: .venv/.test .venv/.clients
 	$(BIN)/python -m pytest -n auto -m slow
 
-# All of them on the lowest versions that pyproject.toml allows.
+# All tests, with the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest .venv/.clients
 	rm -rf .venv/lowest
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest
@@ -31,7 +31,7 @@ test-lowest: .venv/.lowest .venv/.clients
 	ln -s ../clients .venv/lowest/clients
 	.venv/lowest/bin/python -m pytest -n auto
 
-# The demo, from the built wheel in a fresh environment and outside of the source tree.
+# The demo with the built wheel, in a new environment outside the source tree.
 test-wheel: .venv/bin/python
 	rm -rf .venv/wheel .venv/dist .venv/tour
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir .venv/dist .
@@ -48,7 +48,7 @@ format: .venv/.lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Some minutes; "python -m tests.benchmarks create results" runs only these.
+# Takes some minutes. "python -m tests.benchmarks create results" runs only these two benchmarks.
 bench: .venv/.test
 	$(BIN)/python -m tests.benchmarks
 
@@ -61,7 +61,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 
-# Clients that cannot be installed beside the others; Node's only where node and npm are.
+# Clients that conflict with other packages. Node's client needs node and npm.
 .venv/.clients: .venv/bin/python
 	$(BIN)/python -m pip install --quiet --target .venv/clients/otari-0.3.0 'otari==0.3.0'
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \

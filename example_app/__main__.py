@@ -1,4 +1,4 @@
-"""``python -m example_app`` shows a batch go in and come back; ``serve [PORT]`` keeps the app running."""
+"""``python -m example_app`` runs one batch as a tour; ``serve [PORT]`` runs the app until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
     try:
-        # Inside, so that Ctrl-C is heard while the imports run, too.
+        # Imported here, so that Ctrl-C during the import is handled, too.
         from example_app.tour import serve, tour
 
         match sys.argv[1:]:

@@ -1,7 +1,7 @@
-"""A small shop that has its reviews sorted by a large language model, in batches.
+"""A small shop. A large language model classifies its reviews, in batches.
 
-It has what a Flask app has before flask-llm-batches comes in: its own users, its own table, its own pages.
-The lines about ``llm_batches`` are all that the endpoints take.
+It is an ordinary Flask app, with its own users, tables and pages. Only the lines with ``llm_batches`` add the
+endpoints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Review(Model):
 
 @llm_batches.authenticator
 def principal() -> Principal | None:
-    """Ask the shop's users who is calling, by HTTP Basic."""
+    """Return the shop's user who calls, by HTTP Basic; None if the credentials are wrong."""
     basic = request.authorization
     if basic is None or basic.type != "basic":
         return None
@@ -49,7 +49,7 @@ def principal() -> Principal | None:
 
 
 def create_app(**config: Any) -> Flask:
-    """Make the app; ``config`` goes over its defaults."""
+    """Create the app; ``config`` overrides its defaults."""
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop.sqlite3"
     app.config["LLM_BATCHES_PROVIDERS"] = {"openai": {"api_key": os.environ.get("OPENAI_API_KEY")}}

@@ -1,4 +1,4 @@
-"""The tour: the shop and a simulated provider on loopback, and a customer of the endpoints."""
+"""The tour: runs the shop and a simulated provider on loopback, and calls the endpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ console = Console()
 
 
 def sort_review(line: Mapping[str, Any]) -> dict[str, Any] | tuple[int, dict[str, Any]]:
-    """Answer as a model would; an empty review is refused."""
+    """Return the answer of a model; an empty review is an error."""
     review = line["body"]["messages"][-1]["content"]
     if not review:
         return 400, {"error": {"code": "invalid_value", "message": "messages[1].content must not be empty"}}
@@ -51,7 +51,10 @@ def sort_review(line: Mapping[str, Any]) -> dict[str, Any] | tuple[int, dict[str
 
 @contextmanager
 def shop(port: int, *, key: str | None = None) -> Iterator[tuple[Flask, str]]:
-    """Run the app with OpenAI, given a key, or with a simulated provider; leave nothing behind."""
+    """Run the app, with OpenAI if there is a key, otherwise with a simulated provider.
+
+    Its database is deleted at the end.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="example-app-") as folder,
         Simulator(respond=sort_review, seconds=SECONDS) as simulator,
@@ -84,8 +87,8 @@ def serve(port: int = PORT) -> None:
 
 
 def tour() -> None:
-    """Submit, watch, fetch, and say how to go on."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for every poll
+    """Submit a batch, watch it, fetch its results, and print how to continue."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for every poll
     with shop(0) as (app, url), httpx.Client(base_url=url, auth=("ada", "lovelace"), timeout=60) as http:
         with app.app_context():
             reviews = {f"review-{review.id}": review.text for review in db.session.scalars(db.select(Review))}

@@ -76,7 +76,7 @@ POINTS: dict[str, Callable[[str], None]] = {
     "after the create": lambda provider: after(ADAPTERS[provider], "create"),
     "after the submit": lambda _: after(Providers, "submit"),
     "before the record": lambda _: before(batches.Batches, "accepted"),
-    "in the record": lambda _: after(idempotency, "answered"),
+    "in the record": lambda _: after(idempotency, "record_answer"),
     "after the record": lambda _: after(batches.Batches, "accepted"),
     "before the answer": lambda _: before(views, "answer"),
     "never": lambda _: None,

@@ -1,9 +1,8 @@
 """Runs async code from synchronous code.
 
-An async HTTP client belongs to the event loop that it was first used on. So small, frequent calls run on
-one loop that is kept, with clients that are kept on it (``Bridge.run``), and so does what comes bit by bit
-(``Bridge.iterate``). Calls that block a loop for seconds get a loop and a client of their own
-(``Bridge.run_apart``).
+An async HTTP client belongs to the event loop that first used it. So small, frequent calls (``Bridge.run``)
+and streams (``Bridge.iterate``) run on one loop that is kept, with clients that are kept. Calls that block a
+loop for seconds get their own loop and their own client (``Bridge.run_apart``).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _Outcome = tuple[T | None, BaseException | None]
 
 
 class _End:
-    """Follows the last item, and holds what the generator raised."""
+    """Marks the end of the items, with the error of the generator or None."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -67,7 +66,7 @@ async def _within(seconds: float, coroutine: Coroutine[Any, Any, T]) -> T:
 
 @dataclass(slots=True)
 class _Loop:
-    """An event loop on its thread, and what lives on it."""
+    """An event loop, its thread, and the objects and tasks that belong to it."""
 
     loop: asyncio.AbstractEventLoop
     pid: int = field(default_factory=os.getpid)
@@ -96,7 +95,7 @@ class _Loop:
         self.loop.stop()
 
     def end(self) -> None:
-        """Close what is kept, then the loop; do nothing in a child process, where both are the parent's."""
+        """Close the kept objects, then the loop. Do nothing in a child process: both are the parent's."""
         if self.pid == os.getpid() and self.thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._close_all(), self.loop)
             if self.thread is not threading.current_thread():
@@ -104,7 +103,7 @@ class _Loop:
 
 
 # After a fork, the child keeps the parent's loops: collecting them would close sockets that the parent uses.
-_left_by_parent: list[_Loop] = []
+_parent_loops: list[_Loop] = []
 
 
 class Bridge:
@@ -146,16 +145,16 @@ class Bridge:
         return _value(self.run(join(), timeout + _GRACE))
 
     def stop_sharing(self, key: Hashable) -> None:
-        """Let no further call share what runs under a key now: what it asked about has changed."""
+        """Stop sharing the run of ``key``: its answer may be out of date."""
         current = self._running()
         current.loop.call_soon_threadsafe(current.shared.pop, key, None)
 
     def run_apart(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
 
-        It runs in a worker thread: ``async_to_sync`` refuses a thread whose loop is running, and under an
-        ASGI server it takes the server's loop. Under gevent all threads are greenlets of one thread, which
-        can run only one loop, so the kept loop is used there.
+        It runs in a worker thread, because ``async_to_sync`` fails in a thread with a running loop, and uses
+        the server's loop under an ASGI server. Under gevent, all threads are greenlets of one thread, which
+        can run only one loop, so the kept loop is used.
 
         Raises:
             TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.
@@ -169,7 +168,7 @@ class Bridge:
     ) -> Generator[T | None]:
         """Run an async generator on the kept loop and yield its items one by one, never ahead of the reader.
 
-        None is yielded whenever nothing came for ``beat`` seconds. A reader that stops closes the generator.
+        Yield None after ``beat`` seconds without an item. Closing this generator closes the async one, too.
 
         Raises:
             TimeoutError: Nothing came for ``timeout`` seconds.
@@ -227,7 +226,7 @@ class Bridge:
         """Start again in a child process: the parent's loop does not run there, and its lock may be held."""
         self._lock = threading.Lock()
         if self._current is not None:
-            _left_by_parent.append(self._current)
+            _parent_loops.append(self._current)
             self._current = None
 
     def _running(self) -> _Loop:
@@ -243,7 +242,7 @@ def _forget_shared(shared: dict[Hashable, asyncio.Task[Any]], key: Hashable, don
     if shared.get(key) is done:
         del shared[key]
     if not done.cancelled():
-        done.exception()  # marks it as retrieved: asyncio logs what nobody has retrieved
+        done.exception()  # otherwise asyncio logs that it was never retrieved
 
 
 _bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()

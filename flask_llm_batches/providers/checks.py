@@ -52,7 +52,7 @@ def _check_kind(key: str, entry: ProviderSettings) -> None:
     if _source(entry.kind) is None:
         raise ConfigurationError(
             f"{key}: any-llm has no provider {entry.kind!r}; "
-            'an entry with a name of its own says which one it is: {"provider": "openai", ...}'
+            'an entry with another name needs the option "provider": {"provider": "openai", ...}'
         )
 
 
@@ -78,8 +78,8 @@ def _check_package(key: str, entry: ProviderSettings) -> None:
 
 @cache
 def _extras() -> list[tuple[str, str]]:
-    """Return the packages that any-llm needs for some providers, each with the provider."""
-    if not _is_installed("any-llm-sdk"):  # it is there, but was not installed as a package
+    """Return pairs of a package and the provider for which any-llm needs it."""
+    if not _is_installed("any-llm-sdk"):  # it may be importable without package metadata
         return []
     wanted = [
         re.match(r"""([\w.-]+).*\bextra == ['"](\w+)['"]""", text)

@@ -1,7 +1,7 @@
 """The configured providers, called from synchronous code.
 
-``any_llm`` is imported at the first call to a provider: that takes two seconds, which ``flask routes`` in the
-host app must not.
+``any_llm`` is imported at the first call to a provider, because the import takes two seconds. Commands of the
+host app that need no provider, such as ``flask routes``, stay fast.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from flask_llm_batches.errors import (
 from flask_llm_batches.providers.adapters import Adapter, Page, Submission, adapter_class
 from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.entries import Entries
-from flask_llm_batches.providers.failures import as_ours, is_refusal
+from flask_llm_batches.providers.failures import is_refusal, to_our_error
 from flask_llm_batches.providers.rows import read_rows
 
 T = TypeVar("T")
 
-# A list waits so many seconds for the newest state of its batches, and asks for so many at a time.
-_SOON, _AT_ONCE = 3.0, 10
+# The seconds in which a list refreshes its batches, and how many it refreshes at the same time.
+_REFRESH_SECONDS, _REFRESH_CONCURRENCY = 3.0, 10
 
-_GROUP = 500  # rows of an SDK's list that are yielded at a time
+_ROWS_PER_GROUP = 500  # rows of an SDK's list that are yielded at a time
 
 
 class SubmitFailed(Exception):
-    """A submit went wrong.
+    """A submit failed.
 
     Attributes:
-        error: What to tell the caller.
+        error: The error for the caller.
         maybe_created: Whether the provider may have made the batch.
     """
 
@@ -54,7 +54,7 @@ class SubmitFailed(Exception):
 class Providers:
     """The providers of one app. Safe to use from several threads, and after a fork.
 
-    Every call raises the errors that ``failures.as_ours`` returns.
+    Every call raises the errors that ``failures.to_our_error`` returns.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -64,10 +64,10 @@ class Providers:
         self._redact = self._entries.redact
 
     def name_of(self, name: str) -> str:
-        """Return the name of a provider that a caller named, as the record has it.
+        """Return a provider's name as the record has it.
 
         Raises:
-            UnknownProvider: There is none of that name.
+            UnknownProvider: There is no provider with that name.
             UnsupportedProvider: It has no batch API.
         """
         return self._entries.named(name).name
@@ -80,15 +80,15 @@ class Providers:
         """Check that a provider can be called, without calling it.
 
         Raises:
-            ProviderNotConfigured: It has no key.
+            ProviderNotConfigured: Its key or package is missing, or it is not in the settings.
         """
         try:
             self._kept(self._entries.of(name))
         except Exception as error:  # noqa: BLE001  # an SDK may raise anything
-            raise as_ours(error, provider=name, call="check", redact=self._redact) from None
+            raise to_our_error(error, provider=name, call="check", redact=self._redact) from None
 
     def adapter_of(self, name: str) -> type[Adapter]:
-        """Return the class that knows what a provider takes."""
+        """Return the adapter class of a provider."""
         return adapter_class(self._entries.of(name).kind)
 
     def submit(self, provider: str, spool: Path, submission: Submission) -> Batch:
@@ -109,9 +109,9 @@ class Providers:
             found = self._entries.of(provider)
             if adapter_class(found.kind).streams_upload:
                 return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
-            return self._apart(found, submit)
+            return self._call_with_own_client(found, submit)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
-            ours = as_ours(error, provider=provider, call="create", redact=self._redact)
+            ours = to_our_error(error, provider=provider, call="create", redact=self._redact)
             maybe_created = creating and not is_refusal(error)
             if maybe_created and not isinstance(ours, ProviderTimeout):
                 ours = ProviderFailed(
@@ -121,8 +121,8 @@ class Providers:
             raise SubmitFailed(ours, maybe_created=maybe_created) from None
 
     def retrieve(self, provider: str, batch_id: str) -> Batch:
-        """Return a batch as the provider has it. Simultaneous calls for the same batch share one request."""
-        return self._control(
+        """Retrieve a batch from its provider. Simultaneous calls for the same batch share one request."""
+        return self._call(
             provider,
             "retrieve",
             lambda adapter: _check_id(batch_id, adapter.retrieve(batch_id)),
@@ -131,28 +131,33 @@ class Providers:
         )
 
     def retrieve_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Batch | BatchNotFound | None]:
-        """Return batches as their providers have them; None for each one without an answer within seconds.
+        """Retrieve several batches from their providers.
 
         Args:
-            wanted: The provider and the id of each.
+            wanted: Pairs of a provider and a batch id.
+
+        Returns:
+            For each pair the batch, the error if there is no such batch, or None without an answer in time.
         """
-        turns = asyncio.Semaphore(_AT_ONCE)
+        turns = asyncio.Semaphore(_REFRESH_CONCURRENCY)
 
         adapters: dict[str, Adapter] = {}
         for provider, _ in wanted:
             try:
                 adapters[provider] = self._kept(self._entries.of(provider))
-            except Exception as error:  # noqa: BLE001  # it is not configured any more, or not as it was
-                as_ours(error, provider=provider, call="list", redact=self._redact)
+            except Exception as error:  # noqa: BLE001  # it was removed from the settings, or changed
+                to_our_error(error, provider=provider, call="list", redact=self._redact)
 
         async def ask(provider: str, batch_id: str) -> Batch | BatchNotFound | None:
             if provider not in adapters:
                 return None
             try:
-                async with asyncio.timeout(min(_SOON, self._settings.timeout)), turns:
+                async with asyncio.timeout(min(_REFRESH_SECONDS, self._settings.timeout)), turns:
                     return await _check_id(batch_id, adapters[provider].retrieve(batch_id))
             except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
-                ours = as_ours(error, provider=provider, call="list", redact=self._redact, batch_id=batch_id)
+                ours = to_our_error(
+                    error, provider=provider, call="list", redact=self._redact, batch_id=batch_id
+                )
                 return ours if isinstance(ours, BatchNotFound) else None
 
         async def ask_all() -> list[Batch | BatchNotFound | None]:
@@ -160,7 +165,7 @@ class Providers:
 
         with suppress(TimeoutError):
             if adapters:
-                return self._bridge.run(ask_all(), 2 * _SOON)
+                return self._bridge.run(ask_all(), 2 * _REFRESH_SECONDS)
         return [None] * len(wanted)
 
     def kind_of(self, provider: str) -> str:
@@ -170,7 +175,7 @@ class Providers:
     def cancel(self, provider: str, batch_id: str) -> Batch:
         """Ask the provider to cancel a batch."""
         try:
-            return self._control(
+            return self._call(
                 provider, "cancel", lambda adapter: _check_id(batch_id, adapter.cancel(batch_id)), batch_id
             )
         finally:
@@ -183,27 +188,29 @@ class Providers:
             ValidationFailed: The provider has no batch ``after``.
         """
         try:
-            return self._control(provider, "list", lambda adapter: adapter.list(after, limit), after)
+            return self._call(provider, "list", lambda adapter: adapter.list(after, limit), after)
         except BatchNotFound:
             raise ValidationFailed.of("Not the id of a batch in this list.", "after") from None
 
     def page(self, provider: str, cursor: str | None, *, limit: int) -> tuple[Page, str | None]:
-        """Return the next page of a walk over all batches, and the cursor of the one after it."""
-        return self._control(provider, "list", lambda adapter: adapter.page(cursor, limit))
+        """Return the page at a cursor (None: the first page), and the cursor of the next page."""
+        return self._call(provider, "list", lambda adapter: adapter.page(cursor, limit))
 
     def rows(self, batch: Batch, *, beat: float) -> Iterator[Sequence[Row] | None]:
-        """Yield the rows of a batch that has ended, some at a time; None after ``beat`` silent seconds.
+        """Yield the rows of a batch that has ended, in groups; None after ``beat`` seconds without rows.
 
-        A reader that stops ends the download.
+        Closing the generator ends the download.
 
         Raises:
-            BatchNotComplete: any-llm has no rows of a batch with this status.
+            BatchNotComplete: any-llm returns no rows of a batch with this status.
             ResultsGone: The provider no longer has them.
         """
         try:
             found = self._entries.of(batch.provider)
             if not adapter_class(found.kind).streams_results:
-                yield from _in_groups(self._apart(found, lambda adapter: adapter.results(batch)))
+                yield from _in_groups(
+                    self._call_with_own_client(found, lambda adapter: adapter.results(batch))
+                )
                 return
             adapter = self._kept(found)
             download = self._bridge.iterate(
@@ -212,18 +219,18 @@ class Providers:
             with closing(download):
                 yield from read_rows(download, adapter, batch, beat=beat)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
-            raise self._no_rows(error, batch) from None
+            raise self._results_error(error, batch) from None
 
-    def _no_rows(self, error: Exception, batch: Batch) -> LLMBatchesError:
+    def _results_error(self, error: Exception, batch: Batch) -> LLMBatchesError:
         provider, batch_id = batch.provider, batch.id
         if type(error).__name__ == "BatchNotCompleteError":
             status = str(getattr(error, "batch_status", "unknown"))
             return BatchNotComplete(batch_id, status=status, provider=provider)
-        ours = as_ours(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
+        ours = to_our_error(error, provider=provider, call="results", redact=self._redact, batch_id=batch_id)
         # The batch existed a moment ago, so it is its results that are gone.
         return ResultsGone(batch_id, provider=provider) if isinstance(ours, BatchNotFound) else ours
 
-    def _control(
+    def _call(
         self,
         provider: str,
         call: str,
@@ -240,11 +247,13 @@ class Providers:
                 )
             return self._bridge.run(ask(adapter), self._settings.timeout)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
-            raise as_ours(
+            raise to_our_error(
                 error, provider=provider, call=call, redact=self._redact, batch_id=batch_id
             ) from None
 
-    def _apart(self, provider: ProviderSettings, work: Callable[[Adapter], Coroutine[Any, Any, T]]) -> T:
+    def _call_with_own_client(
+        self, provider: ProviderSettings, work: Callable[[Adapter], Coroutine[Any, Any, T]]
+    ) -> T:
         async def with_own_client() -> T:
             adapter = self._entries.adapter(provider)
             try:
@@ -259,10 +268,10 @@ class Providers:
 
 
 async def _check_id(batch_id: str, answer: Awaitable[Batch]) -> Batch:
-    """Return the answer, if it is the batch that was asked for.
+    """Return the answer if its id is ``batch_id``.
 
     Raises:
-        BatchNotFound: The id differs from the batch's in upper and lower case.
+        BatchNotFound: The ids differ only in case.
         ValueError: The answer is another batch.
     """
     batch = await answer
@@ -274,5 +283,5 @@ async def _check_id(batch_id: str, answer: Awaitable[Batch]) -> Batch:
 
 
 def _in_groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    for start in range(0, len(rows), _GROUP):
-        yield rows[start : start + _GROUP]
+    for start in range(0, len(rows), _ROWS_PER_GROUP):
+        yield rows[start : start + _ROWS_PER_GROUP]

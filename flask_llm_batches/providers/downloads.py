@@ -1,4 +1,4 @@
-"""The bytes of a download as they come, unpacked once and a little at a time."""
+"""Streams the bytes of a download, and unpacks them once, in small pieces."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 ACCEPTED = {"Accept-Encoding": "gzip"}
-"""The headers of a call for a download."""
+"""The request headers of a download."""
 
 _CHUNK = 1 << 16
-_SLICE = 1 << 14  # what follows a member of gzip is copied, and there may be hundreds of members in a chunk
+_SLICE = 1 << 14  # zlib copies the rest after each gzip member, and a chunk may have hundreds
 
 
 async def unpacked(response: Any) -> AsyncGenerator[bytes, None]:
-    """Yield the body of a response of httpx's, at most 64 KiB at a time when it is packed.
+    """Yield the body of an httpx response; if it is gzipped, at most 64 KiB at a time.
 
-    httpx would unpack gzip within gzip, and all that a chunk stands for at once: a few KiB become gigabytes.
+    httpx would unpack nested gzip, and each chunk as a whole: a few KiB may become gigabytes.
 
     Raises:
-        ValueError: It is packed otherwise than by gzip, or ends before its gzip does.
+        ValueError: The encoding is not gzip, or the gzip data end too early.
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):
@@ -27,7 +27,7 @@ async def unpacked(response: Any) -> AsyncGenerator[bytes, None]:
             yield chunk
         return
     if encoding not in ("gzip", "x-gzip"):
-        raise ValueError(f"a download packed by {encoding[:64]!r}, and not by gzip")
+        raise ValueError(f"the encoding of a download is {encoding[:64]!r}, not gzip")
     unpack = zlib.decompressobj(wbits=31)
     async for chunk in response.aiter_raw():
         for start in range(0, len(chunk), _SLICE):
@@ -39,4 +39,4 @@ async def unpacked(response: Any) -> AsyncGenerator[bytes, None]:
                     yield piece
                 packed = unpack.unconsumed_tail or unpack.unused_data
     if not unpack.eof:
-        raise ValueError("a download that ends before its gzip does")
+        raise ValueError("the gzip data of a download end too early")

@@ -8,7 +8,7 @@ from flask_llm_batches.config import ProviderSettings, Settings, provider_name
 from flask_llm_batches.errors import ProviderNotConfigured, UnknownProvider, UnsupportedProvider
 from flask_llm_batches.providers.adapters import Adapter, adapter_class
 from flask_llm_batches.providers.checks import check_providers
-from flask_llm_batches.providers.failures import Redactor, as_ours
+from flask_llm_batches.providers.failures import Redactor, to_our_error
 
 if TYPE_CHECKING:
     from any_llm import AnyLLM
@@ -18,7 +18,7 @@ class Entries:
     """The providers of one app; without settings, every provider that any-llm knows.
 
     Attributes:
-        redact: Takes their keys out of text.
+        redact: Removes their keys from text.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,7 +35,7 @@ class Entries:
         """Return the entry that a caller named.
 
         Raises:
-            UnknownProvider: There is none of that name.
+            UnknownProvider: There is no provider with that name.
             UnsupportedProvider: It has no batch API.
         """
         if not self.has(name):
@@ -52,7 +52,7 @@ class Entries:
         """Return the entry of a provider that was configured when a batch was made.
 
         Raises:
-            ProviderNotConfigured: It is not configured any more.
+            ProviderNotConfigured: It is no longer in the settings.
         """
         if not self.has(name):
             raise ProviderNotConfigured(f"Provider '{name}' is not in the settings of this server any more")
@@ -73,7 +73,7 @@ class Entries:
             raise UnknownProvider(f"Unknown provider '{asked_for}'", param="provider") from None
         except ImportError as error:
             needed = ImportError(f"{error}; pip install 'any-llm-sdk[{entry.kind}]'")
-            raise as_ours(needed, provider=entry.name, call="import", redact=self.redact) from None
+            raise to_our_error(needed, provider=entry.name, call="import", redact=self.redact) from None
         if not kind.SUPPORTS_BATCH:
             raise UnsupportedProvider(
                 f"Provider '{entry.name}' does not support batch operations", param="provider"
@@ -95,4 +95,4 @@ def _client(entry: ProviderSettings, kind: type[Adapter]) -> AnyLLM:
         # An SDK that repeats a create makes two batches.
         return AnyLLM.create(entry.kind, max_retries=0, **arguments)
     except UnsupportedParameterError:
-        return AnyLLM.create(entry.kind, **arguments)  # Mistral's, which repeats nothing by itself
+        return AnyLLM.create(entry.kind, **arguments)  # Mistral's, which does not retry by itself

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 REDACTED = "[redacted]"
 
-# The status that stands for an exception of any-llm's where the SDK's own has none (Bedrock, Gemini).
+# The HTTP status of an any-llm exception, if the SDK's exception has none (Bedrock, Gemini).
 _STATUS_OF = {
     "RateLimitError": 429,
     "AuthenticationError": 401,
@@ -40,31 +40,32 @@ _STATUS_OF = {
 # After one of these statuses there is no batch. After any other answer, or none, there may be one.
 _REFUSALS = frozenset({400, 401, 403, 404, 413, 415, 422, 429})
 
-# A run of letters, digits, dashes and underscores is looked at from its beginning only: from every dash on,
-# a long one would take hours.
+# A run of letters, digits, dashes and underscores is matched only from its beginning. In a long run, a match
+# from every dash would take hours.
 _KEY_SHAPED = re.compile(
     r"""\b(?:sk|pk|rk|gsk|xai|ghp|hf)[-_][-_.*A-Za-z0-9]{8,}
     | \bAIza[-_A-Za-z0-9]{16,} | \bAKIA[A-Z0-9]{12,} | \bya29\.\S+
     | (?<![-_A-Za-z0-9])eyJ[-_A-Za-z0-9]+\.[-_A-Za-z0-9]+(?:\.[-_A-Za-z0-9]+)?
     | (?<=Bearer\s)\S+
-    # Any other long run of letters and digits, but for the ids of batches, files, requests and UUIDs.
+    # Any other long run of letters and digits, except the ids of batches, files, requests and UUIDs.
     | (?<![-_A-Za-z0-9])(?!(?:batch|msgbatch|file|req|resp)[-_])(?![0-9a-f]{8}-[0-9a-f]{4}-)
       (?=[A-Za-z_-]*[0-9])(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]{32,}
     """,
     re.VERBOSE,
 )
 
-# A proxy's error page is no message.
-_LONGEST_TEXT = 2000
+# Longer texts, such as the error page of a proxy, are cut.
+_MAX_TEXT = 2000
 
-# A key that the end cuts would not be seen as one, so this much more is looked at, or the longest secret.
+# A key that is cut would not be recognised. So the search goes this much further, or by the length of the
+# longest secret.
 _MARGIN = 4000
 
-# Nothing but digits or an HTTP date goes on into a header of ours.
+# Only digits or an HTTP date are copied to the ``Retry-After`` of our response.
 _RETRY_AFTER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|[A-Z][a-z]{2,8}, [A-Za-z0-9: -]{8,40}")
 
-# Shorter values are words ("eu", "test"): taking them out would tell where they stand.
-_SHORTEST_SECRET = 6
+# Shorter values are words ("eu", "test"). Redacting them in a sentence would reveal them.
+_MIN_SECRET = 6
 
 
 class Redactor:
@@ -86,19 +87,19 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         secrets = tuple(self._secrets)  # other threads may learn one meanwhile
-        text = text[: _LONGEST_TEXT + max(_MARGIN, *map(len, secrets))]
+        text = text[: _MAX_TEXT + max(_MARGIN, *map(len, secrets))]
         kept, at = [], 0
-        for start, end in sorted(_found(text, secrets)):
-            if start >= _LONGEST_TEXT:
+        for start, end in sorted(_key_spans(text, secrets)):
+            if start >= _MAX_TEXT:
                 break
             if start >= at:
                 kept += [text[at:start], REDACTED]
             at = max(at, end)
-        kept.append(text[at:_LONGEST_TEXT])
+        kept.append(text[at:_MAX_TEXT])
         return "".join(kept)
 
 
-def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
+def _key_spans(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
     """Yield where keys begin and end."""
     for secret in secrets:
         start = text.find(secret)
@@ -111,7 +112,7 @@ def _found(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
-        if len(value) >= _SHORTEST_SECRET:
+        if len(value) >= _MIN_SECRET:
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():
@@ -121,7 +122,7 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def as_ours(
+def to_our_error(
     error: Exception, *, provider: str, call: str, redact: Redactor, batch_id: str | None = None
 ) -> LLMBatchesError:
     """Return our error for what a call to a provider raised, and log the details.
@@ -142,7 +143,7 @@ def as_ours(
     kind = f"{status} {type(original).__name__}" if status else type(original).__name__
     cause = original.__cause__
     reason = text if cause is None else redact(f"{text} ({type(cause).__name__}: {cause})")
-    # What others wrote is quoted: a line feed in it would begin a line of its own.
+    # The provider's text is quoted: a line feed in it would start a new line of the log.
     logger.warning("%s at provider %r failed: %s: %r", call, provider, kind, reason)
     if isinstance(error, TimeoutError) or "Timeout" in type(original).__name__:
         return ProviderTimeout(f"Provider '{provider}' did not answer in time")
@@ -193,7 +194,7 @@ def is_refusal(error: Exception) -> bool:
     status = _status(original or error)
     if status is not None:
         return status in _REFUSALS
-    # any-llm itself; what it makes of another's error is a guess by words.
+    # Raised by any-llm itself. The class of a converted error is a guess from its message.
     return original is None and type(error).__name__ in ("InvalidRequestError", "UnsupportedParameterError")
 
 
@@ -212,7 +213,7 @@ def _status(error: object) -> int | None:
 
 def _text(error: BaseException) -> str:
     body = getattr(error, "body", None)
-    if isinstance(body, str):  # Mistral's SDK leaves it unread
+    if isinstance(body, str):  # Mistral's SDK does not parse it
         with suppress(ValueError):
             body = msgspec.json.decode(body)
     if isinstance(body, dict):
@@ -227,7 +228,7 @@ def _retry_after(*errors: Any) -> str | None:
     for error in errors:
         value = getattr(error, "retry_after", None)
         if value is None:
-            # Mistral's SDK has the headers at the error itself.
+            # In Mistral's SDK, the error itself has the headers.
             headers = getattr(getattr(error, "response", error), "headers", None)
             value = headers.get("retry-after") if isinstance(headers, Mapping) else None
         if value is not None and _RETRY_AFTER.fullmatch(str(value)):

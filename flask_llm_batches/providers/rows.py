@@ -17,10 +17,10 @@ from flask_llm_batches.untrusted import check_text
 # The most bytes and lines that belong to no request: blank lines, unknown ids, the excess of long lines.
 _JUNK_BYTES, _JUNK_LINES = 64 * 1024 * 1024, 10_000
 
-# The escapes of JSON strings; the group is half a character, which a model's answer may end with.
+# The escapes of JSON strings. The group is half a surrogate pair; a model's answer may end with one.
 _ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 
-# The first one that is not inside of a string: there its quotes would be escaped.
+# Not inside a string: its quotes would be escaped there.
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 
@@ -33,9 +33,9 @@ def read_rows(
         ValueError: No line belongs to a request, or too many do not.
     """
     lines = Lines(LONGEST_ROW)
-    nameless: list[Row] | None = []  # until there is a row of a request
+    rows_without_id: list[Row] | None = []  # None after the first row with a ``custom_id``
     junk_bytes = junk_lines = 0
-    heard = time.monotonic()
+    yielded_at = time.monotonic()
     for chunk in chain(download, (b"\n",)):
         rows = []
         for line in lines.feed(chunk or b""):
@@ -48,14 +48,14 @@ def read_rows(
             junk_bytes += len(line) + 1
         if junk_bytes + lines.cut > _JUNK_BYTES or junk_lines > _JUNK_LINES:
             raise ValueError("the answer has too much that is no row of a request")
-        if nameless is not None:
-            nameless += rows
+        if rows_without_id is not None:
+            rows_without_id += rows
             named = any(row.custom_id for row in rows)
-            rows, nameless = (nameless, None) if named else ([], nameless)
-        if rows or chunk is None or time.monotonic() - heard >= beat:
+            rows, rows_without_id = (rows_without_id, None) if named else ([], rows_without_id)
+        if rows or chunk is None or time.monotonic() - yielded_at >= beat:
             yield rows or None
-            heard = time.monotonic()
-    if nameless:  # a page of a proxy's, say: then nothing is known of any request
+            yielded_at = time.monotonic()
+    if rows_without_id:  # such as the error page of a proxy, which tells nothing about the requests
         raise ValueError("the answer has no rows")
 
 
@@ -63,12 +63,12 @@ def _row(line: bytes, adapter: Adapter, batch: Batch) -> Row:
     try:
         if len(line) > LONGEST_ROW:
             return Row(_custom_id(line), error=TOO_LARGE)
-        check_text(line)  # what is passed on as it came is not decoded, and so not checked
+        check_text(line)  # the raw result is not decoded, so its text is not checked otherwise
         try:
             return adapter.row(line, batch)
         except ValueError:  # msgspec's errors are ValueErrors
-            return adapter.row(_ESCAPE.sub(_mended, line), batch)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a row of another shape, too
+            return adapter.row(_ESCAPE.sub(_replace_half_character, line), batch)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # or of another shape
         return Row(_custom_id(line), error=UNREADABLE)
 
 
@@ -80,5 +80,5 @@ def _custom_id(line: bytes) -> str:
         return ""
 
 
-def _mended(escape: re.Match[bytes]) -> bytes:
+def _replace_half_character(escape: re.Match[bytes]) -> bytes:
     return b"\\ufffd" if escape[1] else escape[0]

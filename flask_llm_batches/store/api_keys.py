@@ -1,4 +1,4 @@
-"""Built-in API keys, of which hashes are kept."""
+"""The built-in API keys. Only their hashes are stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ApiKeys(Store):
 
     @transaction
     def find(self, connection: Connection, key_hash: str) -> ApiKey | None:
-        """Find a built-in key, revoked or not."""
+        """Return a built-in key, revoked or not; None if there is none with this hash."""
         row = connection.execute(_FIND_API_KEY, {"key_hash": key_hash}).first()
         return None if row is None else ApiKey(*row)
 

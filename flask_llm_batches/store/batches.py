@@ -168,7 +168,7 @@ class Batches(BatchQueries):
             if connection.execute(select(BatchRow.lease_token).where(this)).scalar() != token:
                 return None
             return find_usage(connection, record, "create")
-        idempotency.answered(connection, record.uid, batch)
+        idempotency.record_answer(connection, record.uid, batch)
         return insert_usage(connection, record, "create", requested_by=requested_by, requests=record.requests)
 
     @patient_transaction
@@ -315,4 +315,4 @@ def _take_id(connection: Connection, record: Record, batch: Batch) -> None:
             shown |= {"status": "failed", "errors": {"object": "list", "data": [_ID_TAKEN]}}
         values = {"batch_id": None, "status": shown["status"], "snapshot": shown}
         connection.execute(update(BatchRow).where(BatchRow.id == old.id).values(values))
-        idempotency.answered(connection, old.uid, Batch.from_dict(shown, old.provider))
+        idempotency.record_answer(connection, old.uid, Batch.from_dict(shown, old.provider))

@@ -1,4 +1,4 @@
-"""Where the record is kept: the host's own database, or a SQLite file of ours."""
+"""The database of the record: the host's own, or a SQLite file of ours."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class HostDatabase:
 
     def engine(self) -> Engine:
         engines: dict[str | None, Engine] = self._db.engines
-        if self._bind_key not in engines:  # the extension warned of it
+        if self._bind_key not in engines:  # ``init_app`` has logged a warning
             raise ArgumentError(f"LLM_BATCHES_BIND_KEY {self._bind_key!r} is no key of SQLALCHEMY_BINDS")
         engine = engines[self._bind_key]
         if self._metadata.schema:
@@ -63,13 +63,13 @@ class FileDatabase:
     """A SQLite file, made with its tables at the first use.
 
     Args:
-        path: Where; missing folders are made.
+        path: The path of the file; missing folders are created.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._engines: dict[int, Engine] = {}  # a process's own: after a fork, SQLite forbids the parent's
+        self._engines: dict[int, Engine] = {}  # by process id: after a fork, SQLite forbids the parent's
 
     def engine(self) -> Engine:
         with self._lock:
@@ -84,7 +84,7 @@ class FileDatabase:
         pass
 
     def _open(self) -> Engine:
-        self._path.touch(mode=0o600)  # a new one is the app's alone; what SQLite puts beside it has its mode
+        self._path.touch(mode=0o600)  # only the app can read it; SQLite's other files get the same mode
         engine = create_engine(f"sqlite:///{self._path}", connect_args={"timeout": 30})
 
         @event.listens_for(engine, "connect")

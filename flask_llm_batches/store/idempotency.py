@@ -24,7 +24,7 @@ class IdempotencyKeys(Store):
 
     @transaction
     def find(self, connection: Connection, key_hash: str) -> IdempotencyKey | None:
-        """Find the use of an ``Idempotency-Key``."""
+        """Return the use of an ``Idempotency-Key``; None if it was not used."""
         query = _KEY.where(IdempotencyRow.key_hash == key_hash)
         row = connection.execute(query).first()
         return None if row is None else IdempotencyKey(*row)
@@ -50,7 +50,7 @@ def claim(connection: Connection, key: Mapping[str, str], *, batch_uid: str, at:
         raise KeyUsed from None
 
 
-def answered(connection: Connection, batch_uid: str, batch: Batch) -> None:
+def record_answer(connection: Connection, batch_uid: str, batch: Batch) -> None:
     """Record the answer to a create with a key."""
     used = update(IdempotencyRow).where(IdempotencyRow.batch_uid == batch_uid)
     connection.execute(used.values(answer=batch.to_dict()))

@@ -1,4 +1,4 @@
-"""The ``custom_id``s that went into each batch."""
+"""The ``custom_id``s of each batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Manifests(Store):
 
     @transaction
     def custom_ids(self, connection: Connection, batch_uid: str, part: int) -> Sequence[str]:
-        """Return one part of the ids that went into a batch; none if there is no such part."""
+        """Return one part of a batch's ids; an empty sequence if there is no such part."""
         query = select(ManifestRow.custom_ids).where(
             ManifestRow.batch_uid == batch_uid, ManifestRow.part == part
         )
@@ -54,7 +54,7 @@ def _packed(custom_ids: Iterable[str]) -> Iterator[bytes]:
     room = PART_BYTES
     for custom_id in custom_ids:
         part.append(custom_id)
-        room -= 4 * len(custom_id) + 3  # of UTF-8, at most
+        room -= 4 * len(custom_id) + 3  # the most bytes in UTF-8
         if room < 0:
             yield zlib.compress(msgspec.json.encode(part), level=1)
             part, room = [], PART_BYTES

@@ -1,4 +1,4 @@
-"""The tables, and the frozen records of their rows. Times are Unix seconds, as on the wire."""
+"""The tables, and frozen copies of their rows. Times are Unix seconds, as in the API."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from flask_llm_batches.batch import Batch
 
-# Ids compare byte for byte on every database: MySQL's and MariaDB's default collations take "A" for "a".
+# Ids are compared byte by byte in every database. MySQL's and MariaDB's default collations ignore case.
 _BINARY = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
     for option, value in (("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
 
-# Constraints and indexes stand in __table_args__: those of a column's flags would get names, or none, from
-# the host's metadata, and a later migration could not address them.
+# Constraints and indexes are in __table_args__. From the flags of a column, they would have no names, or
+# names from the host's metadata, and a later migration could not refer to them.
 
 UNSETTLED = "state IN ('submitting', 'unknown')"
-"""The condition of the batches of which nobody knows whether they are at the provider."""
+"""The condition for batches of which it is not known whether the provider has them."""
 
 
-def _few(*columns: str, where: str) -> Index:
+def _partial_index(*columns: str, where: str) -> Index:
     """Return an index of the few rows that meet a condition. In MariaDB, it is an index of all rows."""
     condition = text(where)
     return Index(None, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
-# SQLite counts up only a column of the very type INTEGER.
+# In SQLite, only a column of the type INTEGER is autoincremented.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
 
 # A BLOB of MySQL's and MariaDB's ends at 64 KB.
@@ -39,7 +39,7 @@ _BLOB = LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):
-    """The tables of this package, apart from the host's until ``init_app`` copies them over."""
+    """The tables of this package. ``init_app`` copies them to the host's metadata."""
 
     metadata = MetaData(
         naming_convention={
@@ -66,23 +66,23 @@ class BatchRow(Leased, Base):
     """A batch that was asked for. The process that submits it holds its lease.
 
     Attributes:
-        id: Counts up: the order of lists.
-        uid: Our own id of it, which travels in the provider's metadata.
+        id: An autoincremented number; lists are sorted by it.
+        uid: Our own id of the batch, which is sent to the provider in the metadata.
         provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
-        batch_id: The provider's id; null until the provider accepted.
+        batch_id: The provider's id; null until the provider has accepted the batch.
         state: ``submitting``, ``accepted``, ``failed`` (there is no batch) or ``unknown`` (there may be one).
-            The submit of an unknown one was given up at ``lease_until``, and so was that of a submitting
-            one whose lease has ended.
+            The submit of an ``unknown`` one ended at ``lease_until``. A ``submitting`` one whose lease has
+            ended is treated in the same way: its process has died.
         owner: Who may see it.
         model: The model of its requests, without the provider.
         requests: How many requests went in.
-        status: The provider's status as last seen. Before that, ``validating``; then ``failed`` for a batch
-            that was looked for and is not there, and null for one that the provider refused.
-        snapshot: The batch as last seen, as ``Batch.to_dict`` gives it; before that, with an id of ours.
+        status: The provider's status, as last seen. Without one: ``validating`` at first, ``failed`` if a
+            search did not find the batch, null if the provider refused it.
+        snapshot: The batch as last seen, from ``Batch.to_dict``; with an id of ours until then.
         created_at: When it was asked for.
-        refreshed_at: When a list last asked the provider after it; null until then.
-        missing_since: When the provider first said that it has no such batch; null if it has shown it since.
-        accounted_at: When its results went into the usage; null until then.
+        refreshed_at: When a list last refreshed it from the provider; null until then.
+        missing_since: Since when the provider answers that there is no such batch; null if it has the batch.
+        accounted_at: When the usage of its results was recorded; null until then.
     """
 
     __tablename__ = "llm_batches_batch"
@@ -93,8 +93,8 @@ class BatchRow(Leased, Base):
         Index(None, "owner", "status", "id"),
         Index(None, "batch_id"),
         Index(None, "status", "id"),
-        _few("state", "owner", where=UNSETTLED),
-        _few("accounted_at", "owner", where="accounted_at IS NULL"),
+        _partial_index("state", "owner", where=UNSETTLED),
+        _partial_index("accounted_at", "owner", where="accounted_at IS NULL"),
         _BINARY,
     )
 
@@ -145,7 +145,7 @@ class ProviderRow(Leased, Base):
 
     Attributes:
         name: Its name in ``LLM_BATCHES_PROVIDERS``.
-        searched_at: When the last search began that has ended; null until then.
+        searched_at: When the last completed search began; null before the first one.
     """
 
     __tablename__ = "llm_batches_provider"
@@ -160,7 +160,7 @@ class ManifestRow(Base):
 
     Attributes:
         batch_uid: The batch: ``BatchRow.uid``.
-        part: Counts up from 0; the parts together have all.
+        part: The number of the part, from 0.
         custom_ids: A JSON array, compressed by zlib.
     """
 
@@ -209,17 +209,17 @@ class ChunkRow(Base):
 
 
 class UsageRow(Base):
-    """One accounted event.
+    """A row of usage: one create, failed create, or full read of results.
 
     Attributes:
         event: ``create``, ``create_failed`` or ``results``.
         batch_uid: The batch: ``BatchRow.uid``.
-        owner: Who is charged: the owner of the batch.
-        requested_by: Who asked.
-        requests: How many requests went in, or how many rows came out.
-        prompt_tokens: Of the results' rows; ``cached_tokens`` are part of them.
-        cost: Of the results, in billionths of a US dollar; null when the price is not known.
-        error: The code of what went wrong, for ``create_failed``.
+        owner: The owner of the batch, who is charged.
+        requested_by: The name of the caller.
+        requests: The number of requests of a create, or of rows of results.
+        prompt_tokens: The sum over the rows of results; it includes ``cached_tokens``.
+        cost: The cost of the results in billionths of a US dollar; null if the price is not known.
+        error: The code of the error, for ``create_failed``.
         created_at: When.
     """
 
@@ -248,7 +248,7 @@ class IdempotencyRow(Base):
 
     Attributes:
         key_hash: SHA-256 of the owner and the key, as hexadecimal digits.
-        fingerprint: SHA-256 of what was asked for.
+        fingerprint: SHA-256 of the create, as hexadecimal digits.
         batch_uid: The batch that was made: ``BatchRow.uid``.
         answer: The batch that was returned; null until the provider accepted.
         created_at: When it was first used.
@@ -280,10 +280,10 @@ class ApiKeyRow(Base):
 
     Attributes:
         key_hash: SHA-256 of the key, as hexadecimal digits.
-        prefix: How the key begins, for people to tell keys apart.
+        prefix: The beginning of the key, to tell keys apart.
         owner: The owner.
         admin: Whether its bearer is an admin.
-        revoked_at: Since when it is not taken any more; null while it is.
+        revoked_at: When the key was revoked; null while it is valid.
     """
 
     __tablename__ = "llm_batches_api_key"

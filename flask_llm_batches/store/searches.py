@@ -11,7 +11,7 @@ from flask_llm_batches.store.store import Store, transaction
 
 
 class _Taken(Exception):
-    """Another process was quicker."""
+    """Another process has claimed the search."""
 
 
 class Searches(Store):
@@ -28,10 +28,10 @@ class Searches(Store):
 
         Args:
             provider: The provider's name.
-            searched_at: When the last search began, as the caller knows it.
+            searched_at: What ``searched_at`` returned to the caller.
 
         Returns:
-            The token of the lease; None if another process searches or has searched meanwhile.
+            The token of the lease; None if another process is searching, or has searched since then.
         """
         try:
             return self._claim(provider, searched_at)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
 
-# Whatever else is said may change something, or hold a lock: a function, too, unless it is one of these.
+# A SELECT with only these functions changes nothing. Everything else may write, or hold a lock.
 _FUNCTIONS = "avg|char_length|coalesce|count|length|lower|max|min|sum|upper"
 _WORDS = "all|and|any|as|between|by|else|exists|from|in|join|not|on|or|select|then|union|when|where"
 _READ = re.compile(r"\s*SELECT\b(?!.*\b(?:FOR|INTO|LOCK)\b)", re.IGNORECASE | re.DOTALL)
@@ -29,7 +29,7 @@ class _Watch:
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     def start(self, connection: Connection) -> None:
-        if connection not in self._connections:  # a savepoint begins on the same
+        if connection not in self._connections:  # a savepoint uses the same connection
             self._connections.add(connection)
             event.listen(connection, "before_cursor_execute", self.look)
 
@@ -47,8 +47,8 @@ def _only_reads(statement: str) -> bool:
 
 def watch(sessions: scoped_session[Any]) -> None:
     """Watch the sessions from now on, for ``release_connection``."""
-    # Several apps may share one db. SQLAlchemy itself knows its listeners' targets by their addresses, which
-    # come again.
+    # Several apps may share one db. SQLAlchemy identifies the targets of listeners by their addresses, which
+    # Python may reuse.
     if sessions not in _watched:
         _watched.add(sessions)
         event.listen(sessions, "after_begin", _begin)
@@ -58,7 +58,7 @@ def watch(sessions: scoped_session[Any]) -> None:
 def release_connection(session: Session) -> None:
     """End the transaction of a session if it has only read; when in doubt, leave it alone.
 
-    What was loaded stays in the session, and is loaded again when somebody looks at it.
+    Loaded objects stay in the session, and are loaded again when they are used.
     """
     transaction = session.get_transaction()
     watched: _Watch | None = session.info.get(_WATCH)
@@ -66,7 +66,7 @@ def release_connection(session: Session) -> None:
         return
     if not watched.only_reads or session.new or session.dirty or session.deleted:
         return
-    if transaction.origin is SessionTransactionOrigin.AUTOBEGIN:  # who begins in so many words ends it, too
+    if transaction.origin is SessionTransactionOrigin.AUTOBEGIN:  # whoever called begin() ends it
         session.rollback()
 
 
@@ -75,12 +75,12 @@ def _begin(session: Session, transaction: SessionTransaction, connection: Connec
     watched: _Watch | None = session.info.get(_WATCH)
     if watched is None or watched.transaction() is not outermost:
         watched = session.info[_WATCH] = _Watch(outermost)
-    # On the connection: a session's own events miss what is said on session.connection().
+    # Listen on the connection: the session's own events miss the statements of session.connection().
     watched.start(connection)
 
 
 def _end(session: Session, transaction: SessionTransaction) -> None:
-    # A session may be bound to a connection, which stays when the transaction ends.
+    # A session may be bound to a connection, which stays open after the transaction.
     watched: _Watch | None = session.info.get(_WATCH)
     if watched is not None and watched.transaction() is transaction:
         watched.stop()

@@ -22,21 +22,21 @@ from flask_llm_batches.store.database import Database
 
 logger = logging.getLogger(__name__)
 
-# What PostgreSQL and MariaDB say of a deadlock, and of a transaction that others were quicker than.
+# The codes of PostgreSQL and MariaDB for a deadlock, and for a serialization failure.
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 # https://mariadb.com/kb/en/mariadb-error-codes/
-_GIVEN_UP = {"40P01", 1213, "40001", 1020}
+_CONFLICT_CODES = {"40P01", 1213, "40001", 1020}
 
-# What they say when others held a lock for too long, and MariaDB of a connection that somebody killed.
+# Their codes for a lock timeout, and MariaDB's for a connection that was killed.
 _LOCKED = {"55P03", 1205}
 _KILLED = {1927}
 
 _ATTEMPTS, _PAUSE = 10, 0.05
 
-# Seconds for which a transaction is tried again whose loss would cost a batch.
-_PATIENCE = 20
+# Seconds for which a transaction is retried if its failure would lose a batch.
+_RETRY_SECONDS = 20
 
-# In SQLite's, PostgreSQL's and MariaDB's words.
+# For the error messages of SQLite, PostgreSQL and MariaDB.
 _HINTS = (
     (
         re.compile(r"no such table|relation .* does not exist|Table .* doesn't exist"),
@@ -44,7 +44,7 @@ _HINTS = (
     ),
     (
         re.compile("database is locked"),
-        "; SQLite has one writer: commit or roll back what db.session has flushed before a batch is touched",
+        "; SQLite has one writer: commit or roll back what db.session has flushed before you use batches",
     ),
 )
 
@@ -65,7 +65,7 @@ def _compared(element: _SameLength, compiler: SQLCompiler, **options: Any) -> st
 
 
 def is_owned(column: InstrumentedAttribute[str], owner: str) -> ColumnElement[bool]:
-    """Compare the owner of rows; to MariaDB, ``ada`` is ``ada `` as well."""
+    """Return the condition that rows have this owner. MariaDB's ``=`` ignores trailing spaces."""
     return and_(column == owner, _SameLength(column, owner))
 
 
@@ -97,7 +97,7 @@ def patient_transaction(method: Method[S, P, T]) -> Callable[Concatenate[S, P], 
     These are a locked database, one that cannot be reached, and a connection that broke during the commit.
     So the method must do nothing if it has already taken effect.
     """
-    return _in_transaction(method, patience=_PATIENCE)
+    return _in_transaction(method, patience=_RETRY_SECONDS)
 
 
 def _in_transaction(method: Method[S, P, T], *, patience: float) -> Callable[Concatenate[S, P], T]:
@@ -111,19 +111,19 @@ def _in_transaction(method: Method[S, P, T], *, patience: float) -> Callable[Con
                     connected = True
                     result = method(self, connection, *args, **kwargs)
                     committing = True
-            except (SQLAlchemyError, OSError) as error:  # the latter of a folder that cannot be made
+            except (SQLAlchemyError, OSError) as error:  # OSError: a folder cannot be created
                 left -= 1
                 disconnected = _is_disconnect(error)
-                again = left > 0 and (_is_given_up(error) or (disconnected and connected and not committing))
+                again = left > 0 and (_is_conflict(error) or (disconnected and connected and not committing))
                 if not again and time.monotonic() < deadline and isinstance(error, SQLAlchemyError):
                     again = disconnected or not connected or _is_locked(error)
                 if not again:
                     raise _unavailable(error, CommitUnknown if committing else RecordUnavailable) from None
             else:
                 return result
-            # Several lose at once, and would meet again.
+            # Several processes may fail at once. A random pause keeps them apart.
             longest = _PAUSE * 2 ** min(_ATTEMPTS - max(left, 0), 5)
-            time.sleep(random.uniform(0, longest))  # noqa: S311  # nothing is kept secret by it
+            time.sleep(random.uniform(0, longest))  # noqa: S311  # not for security
 
     return run
 
@@ -131,7 +131,7 @@ def _in_transaction(method: Method[S, P, T], *, patience: float) -> Callable[Con
 class Store:
     """A part of the record of one app.
 
-    Every method raises ``RecordUnavailable`` when the database does not answer, or lacks the tables.
+    Every method raises ``RecordUnavailable`` if the database does not answer, or has no such tables.
     """
 
     def __init__(self, database: Database) -> None:
@@ -143,8 +143,8 @@ def _codes(error: Exception) -> set[object]:
     return {getattr(orig, "sqlstate", None), getattr(orig, "pgcode", None), *getattr(orig, "args", ())[:1]}
 
 
-def _is_given_up(error: Exception) -> bool:
-    return not _GIVEN_UP.isdisjoint(_codes(error))
+def _is_conflict(error: Exception) -> bool:
+    return not _CONFLICT_CODES.isdisjoint(_codes(error))
 
 
 def _is_disconnect(error: Exception) -> bool:
@@ -156,7 +156,7 @@ def _is_locked(error: Exception) -> bool:
 
 
 def _unavailable(error: Exception, kind: type[RecordUnavailable]) -> RecordUnavailable:
-    # The statement and its parameters stay out of the log: they hold what callers sent.
+    # The statement and its parameters are not logged: they have data of callers.
     # PostgreSQL quotes both in the lines after the first.
     reason = getattr(error, "orig", None) or error
     text = str(reason).partition("\n")[0]

@@ -15,7 +15,7 @@ from flask_llm_batches.store.models import BatchRow, Record, UsageRow
 from flask_llm_batches.store.store import Store, is_owned, transaction
 
 Usage = dict[str, Any]
-"""The columns of a ``UsageRow`` that was written; its cost as a ``Decimal`` of US dollars."""
+"""The columns of an inserted ``UsageRow``; the cost is a ``Decimal`` in US dollars."""
 
 
 class Tokens(NamedTuple):
@@ -31,12 +31,12 @@ class UsageSum(NamedTuple):
     """A sum of usage.
 
     Attributes:
-        group: Whose; for a day its first second, for a batch the provider's id.
+        group: The value of the group. For a day, its first second; for a batch, the provider's id.
         batches: How many were created.
         requests: How many were in them.
-        prompt_tokens: Of their results, as far as those were fetched; cached tokens are part of them.
-        cost: In US dollars, of those whose price is known; None if there are none.
-        unpriced: How many batches' results have no price that is known.
+        prompt_tokens: The tokens of results that were fetched; they include ``cached_tokens``.
+        cost: In US dollars, of the results with a known price; None if there are none.
+        unpriced: The number of batches with results but without a known price.
         unfetched: How many of the batches are known to have ended with results that nobody has read to the
             end. Their tokens and cost are not in these sums yet.
     """
@@ -54,7 +54,7 @@ class UsageSum(NamedTuple):
 
 
 MAX_EVENTS = 20_000
-"""The number of creates and results of which there can be sums by batch."""
+"""The most creates and results that can be summed up by batch."""
 
 GROUPS = ("owner", "model", "provider", "day", "batch")
 """What usage can be grouped by."""
@@ -66,7 +66,7 @@ _SUMMED = ("prompt_tokens", "completion_tokens", "cached_tokens", "total_tokens"
 _NAMED = {"owner": UsageRow.owner, "model": UsageRow.model, "provider": UsageRow.provider}
 _GROUPS: dict[str | None, Sequence[Any]] = {
     None: [literal("")],
-    # To MariaDB "ada" is "ada " as well.
+    # MariaDB ignores trailing spaces in comparisons.
     **{name: [column, func.char_length(column)] for name, column in _NAMED.items()},
     "day": [UsageRow.created_at - UsageRow.created_at % 86_400],
     "batch": [BatchRow.batch_id, UsageRow.batch_uid],
@@ -86,14 +86,14 @@ class UsageSums(Store):
         since: int | None,
         until: int | None,
     ) -> Sequence[UsageSum]:
-        """Sum up what happened at ``since`` or later and before ``until``, group by group in their order.
+        """Return the sums of what happened from ``since`` until before ``until``, by group and sorted.
 
-        They are by ``owner``, ``model``, ``provider``, ``day`` or ``batch``, of which the oldest come first;
-        None gives one sum.
+        ``group_by`` is ``owner``, ``model``, ``provider``, ``day`` or ``batch`` (the oldest first), or None
+        for one sum.
 
         Raises:
-            ValidationFailed: ``group_by`` is none of these, or there are more than ``MAX_EVENTS`` to be
-                summed up by batch.
+            ValidationFailed: ``group_by`` is none of these, or a sum by batch would have more than
+                ``MAX_EVENTS`` events.
         """
         if group_by not in (None, *GROUPS):
             raise ValidationFailed.of(f"Must be one of: {', '.join(GROUPS)}.", "group_by")
@@ -110,7 +110,7 @@ class UsageSums(Store):
         conditions.append(UsageRow.event.in_(("create", "results")))
         if owner is not None:
             conditions.append(is_owned(UsageRow.owner, owner))
-            ended.append(is_owned(BatchRow.owner, owner))  # of the batch, whose index has few
+            ended.append(is_owned(BatchRow.owner, owner))  # the owner of the batch: its index has few rows
         query = select(
             *group,
             func.count(case((made, 1))),
@@ -127,7 +127,7 @@ class UsageSums(Store):
         if group_by == "batch":
             events = select(func.count()).select_from(UsageRow).where(*conditions)
             if connection.execute(events).scalar_one() > MAX_EVENTS:
-                raise ValidationFailed.of("Too many batches to be listed: name a shorter time.", "since")
+                raise ValidationFailed.of("Too many batches: choose a shorter time.", "since")
             query = query.join(BatchRow, BatchRow.uid == UsageRow.batch_uid)
         if group_by is not None:
             query = query.group_by(*group)
@@ -143,7 +143,7 @@ class UsageSums(Store):
 
 def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
     """Return the sums of a column, in whole units and in remainders."""
-    if connection.dialect.name == "sqlite":  # whose sums end at 64 bits, with an error
+    if connection.dialect.name == "sqlite":  # its sums overflow at 64 bits
         return func.sum(column // _UNIT), func.sum(column % _UNIT)
     return literal(0), func.sum(column)
 

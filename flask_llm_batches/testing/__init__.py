@@ -11,7 +11,7 @@ __all__ = ["Call", "SimulatedBatch", "Simulator"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late: every pytest run in this environment imports the plugin, which is a neighbour.
+    # Imported late: every pytest run in this environment imports this package, with the plugin.
     if name in __all__:
         from flask_llm_batches.testing import simulator
 

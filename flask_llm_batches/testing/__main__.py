@@ -1,4 +1,4 @@
-"""``python -m flask_llm_batches.testing``: a provider to develop against; prints where it is."""
+"""``python -m flask_llm_batches.testing``: runs a simulated provider and prints its settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flask_llm_batches.testing import Simulator
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flask_llm_batches.testing", description=__doc__)
     parser.add_argument(
-        "--port", type=int, default=0, help="where to listen on 127.0.0.1; a free one unless given"
+        "--port", type=int, default=0, help="the port to listen on, on 127.0.0.1; a free one by default"
     )
     parser.add_argument(
-        "--seconds", type=float, help="how long a batch runs, once asked after; for ever unless given"
+        "--seconds", type=float, help="how long a batch runs after its first retrieval; endless by default"
     )
     options = parser.parse_args()
     with Simulator(port=options.port, seconds=options.seconds) as simulator:

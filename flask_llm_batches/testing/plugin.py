@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def llm_provider() -> Iterator[Simulator]:
-    """A provider on loopback: ``LLM_BATCHES_PROVIDERS = llm_provider.providers``."""
+    """Run a simulated provider. Configure it with ``LLM_BATCHES_PROVIDERS = llm_provider.providers``."""
     from flask_llm_batches.testing import Simulator
 
     with Simulator() as simulator:

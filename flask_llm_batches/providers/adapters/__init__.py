@@ -13,7 +13,7 @@ __all__ = ["Adapter", "Page", "Submission", "Unsuitable", "adapter_class"]
 
 
 class _NeosantaraAdapter(OpenAIAdapter):
-    """OpenAI's protocol, through OpenAI's SDK; its limits are not known."""
+    """Neosantara: OpenAI's protocol and SDK, with unknown limits."""
 
     max_requests = None
     max_bytes = None

@@ -1,4 +1,4 @@
-"""Gemini: no parameter is lost, and results are those that stand in the batch."""
+"""Gemini: refuses parameters that any-llm would drop, and reads results from the batch object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 
-# What any-llm carries; it drops the others.
+# The parameters that any-llm passes on. It drops all others.
 _TAKEN = {name: name for name in ("max_tokens", "messages", "model", "stop", "temperature", "top_p")} | {
     "max_completion_tokens": "max_tokens"
 }
@@ -26,7 +26,7 @@ _TAKEN = {name: name for name in ("max_tokens", "messages", "model", "stop", "te
 _FINISH_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"}
 
 
-# What any-llm can say to Gemini. The rest it would leave out, or fail on: for the whole batch.
+# What any-llm can translate for Gemini. It drops everything else, or fails on it, for the whole batch.
 class _Strict(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
@@ -88,7 +88,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 class GeminiAdapter(Adapter):
-    """Gemini, through any-llm but for results: it looks for those in Cloud Storage, where they never are."""
+    """Gemini, through any-llm except for results: any-llm searches Cloud Storage, which never has them."""
 
     # https://ai.google.dev/gemini-api/docs/batch-api
     max_bytes: ClassVar[int | None] = 20 * 1024 * 1024
@@ -104,7 +104,7 @@ class GeminiAdapter(Adapter):
 
     @property
     def http_client(self) -> None:
-        """None: the SDK makes one for each event loop, of which ``client_args`` has told it."""
+        """None: the SDK makes a client for each event loop, with the options from ``client_args``."""
 
     @classmethod
     def check(cls, submission: Submission) -> None:

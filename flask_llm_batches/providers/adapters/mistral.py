@@ -1,4 +1,4 @@
-"""Mistral: an upload from the open file, failed rows too, and lists that page by id."""
+"""Mistral: streams the upload, reads the rows of failed requests, and lists the page after an id."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ _PAGE, _MAX_PAGES = 100, 1000
 
 
 class MistralAdapter(Adapter):
-    """Mistral, through the SDK's client where any-llm loses something.
+    """Mistral, through the SDK's client where any-llm loses data.
 
-    It would read the whole input file three times over, drop the reasons of a failed batch, leave the error
-    file out of the results, give nothing of a batch that expired or was cancelled, and list no page by an id.
+    any-llm would read the whole input file three times. It would drop the errors of a failed batch, and the
+    error file of results. It would return no results of an expired or cancelled batch, and cannot list the
+    page after an id.
     """
 
     # https://docs.mistral.ai/capabilities/batch
@@ -71,7 +72,7 @@ class MistralAdapter(Adapter):
         creating = self._client.batch.jobs.create_async(
             input_files=[uploaded],
             model=submission.model,
-            endpoint=cast("Any", submission.endpoint),  # new ones come without a new SDK
+            endpoint=cast("Any", submission.endpoint),  # the SDK may not know all
             timeout_hours=int(submission.completion_window.removesuffix("h")),
             metadata=submission.metadata,
             **self.batch_args,
@@ -79,7 +80,7 @@ class MistralAdapter(Adapter):
         return self._batch(await _answer(creating))
 
     async def retrieve(self, batch_id: str) -> Batch:
-        # The SDK puts an id into the path as it is.
+        # The SDK does not quote ids in paths.
         job_id = quote(batch_id, safe="")
         return self._batch(await _answer(self._client.batch.jobs.get_async(job_id=job_id)))
 
@@ -88,10 +89,10 @@ class MistralAdapter(Adapter):
         return self._batch(await _answer(self._client.batch.jobs.cancel_async(job_id=job_id)))
 
     async def list(self, after: str | None, limit: int) -> Page:
-        """List jobs; Mistral numbers its pages, so those up to the id are asked for, too.
+        """List jobs. Mistral's pages have numbers, so all pages up to the id are fetched, too.
 
         Raises:
-            BatchNotFound: There is no job ``after``.
+            BatchNotFound: There is no job with the id ``after``.
         """
         found: list[Batch] = []
         awaiting = after
@@ -111,14 +112,14 @@ class MistralAdapter(Adapter):
         return Page(found[:limit], has_more=len(found) > limit)
 
     async def page(self, cursor: str | None, limit: int) -> tuple[Page, str | None]:
-        """Return a page by its number: ``list`` would ask for all pages before it again."""
+        """Return a page by its number. ``list`` would fetch all pages before it again."""
         number = int(cursor or 0)
         jobs = await self._jobs(number, limit)
         return Page(jobs, has_more=len(jobs) >= limit), str(number + 1)
 
     async def _jobs(self, page: int, size: int) -> Sequence[Batch]:
         answer = await _answer(self._client.batch.jobs.list_async(page=page, page_size=size))
-        is_empty = isinstance(answer, dict) and answer.get("total") == 0  # then there may be no data
+        is_empty = isinstance(answer, dict) and answer.get("total") == 0  # an empty list may have no ``data``
         return [] if is_empty else self._page(answer, size).batches
 
     async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
@@ -131,11 +132,11 @@ class MistralAdapter(Adapter):
                     yield chunk
             finally:
                 await content.aclose()
-            yield b"\n"  # the file's last line may lack its own
+            yield b"\n"  # the last line of a file may have no line feed
 
     def _batch(self, answer: Any) -> Batch:
         if not isinstance(answer, dict):
-            return self._read(answer)  # which says that it is none
+            return self._read(answer)  # raises the error
         status = answer.get("status")
         status = _STATUSES.get(status, status) if isinstance(status, str) else None
         files, hours = answer.get("input_files"), answer.get("timeout_hours")
@@ -167,7 +168,7 @@ class MistralAdapter(Adapter):
 
 
 async def _answer(call: Awaitable[Any]) -> Any:
-    """Return the object that was answered; the SDK refuses one of which it does not know a field."""
+    """Return the answer as JSON types, even if the SDK rejects it because its models do not match."""
     try:
         return (await call).model_dump(mode="json", warnings=False)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""OpenAI: an upload from the open file, quick status calls, and every row of the results."""
+"""OpenAI: streams the upload, makes fast status calls, and reads every row of the results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class OpenAIAdapter(Adapter):
-    """OpenAI, through the SDK's client where any-llm loses something.
+    """OpenAI, through the SDK's client where any-llm loses data.
 
-    It would read the whole input file, drop ``has_more`` of lists, leave the error file out of the results,
-    and give nothing of a batch that expired or was cancelled. Status calls take the answer as it came: the
-    SDK's models cost a fifth of such a call.
+    any-llm would read the whole input file. It would drop ``has_more`` of lists, and the error file of
+    results. It would return no results of an expired or cancelled batch. Status calls do not use the SDK's
+    models, which take a fifth of their time.
     """
 
     # https://developers.openai.com/api/docs/guides/batch
@@ -43,13 +43,13 @@ class OpenAIAdapter(Adapter):
         with spool.open("rb") as file:
             uploaded: Any = await self._client.files.create(file=file, purpose="batch")
         if not isinstance(file_id := getattr(uploaded, "id", None), str):
-            raise ValueError(f"the answer to the upload is no file but {type(uploaded).__name__}")
+            raise ValueError(f"the answer to the upload is not a file but {type(uploaded).__name__}")
         return file_id
 
     async def create(self, uploaded: str, submission: Submission) -> Batch:
         answer = await self._client.batches.with_raw_response.create(
             input_file_id=uploaded,
-            endpoint=submission.endpoint,  # type: ignore[arg-type]  # new ones come without a new SDK
+            endpoint=submission.endpoint,  # type: ignore[arg-type]  # the SDK may not know all
             completion_window=submission.completion_window,  # type: ignore[arg-type]
             metadata=submission.metadata,
             **self.batch_args,
@@ -74,7 +74,7 @@ class OpenAIAdapter(Adapter):
             ) as content:
                 async for chunk in unpacked(content.http_response):
                     yield chunk
-            yield b"\n"  # the file's last line may lack its own
+            yield b"\n"  # the last line of a file may have no line feed
 
 
 def _path(batch_id: str) -> str:

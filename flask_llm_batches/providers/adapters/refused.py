@@ -1,4 +1,4 @@
-"""Providers for which any-llm says that they have batches, and which can make none of ours."""
+"""Providers that have batches in any-llm, but cannot run ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class _Refused(Adapter):
     why: ClassVar[str]
 
     @classmethod
-    def check(cls, submission: Submission) -> None:  # noqa: ARG003  # nothing suits
+    def check(cls, submission: Submission) -> None:  # noqa: ARG003  # refuses all
         raise UnsupportedProvider(f"No batch can be made here: {cls.why}", param="model")
 
 

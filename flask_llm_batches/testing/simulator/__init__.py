@@ -1,7 +1,7 @@
-"""A provider on loopback that speaks the batches of OpenAI, Anthropic and Mistral.
+"""A simulated provider on loopback, with the batch APIs of OpenAI, Anthropic and Mistral.
 
-Real SDKs talk to it over real sockets. It has a clock to wind, a way to break, a way to answer, and it
-remembers every call it got.
+Real SDKs talk to it over real sockets. Tests control the progress of its batches, its failures and its
+answers, and see every call.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Call:
 
     Attributes:
         method: Its method.
-        path: Its path below the provider's base URL and version: ``/batches/batch_1``, ``/batch/jobs/ID``.
+        path: Its path, without the provider's base URL and version: ``/batches/batch_1``, ``/batch/jobs/ID``.
         headers: Its headers.
         provider: The protocol: ``openai``, ``anthropic`` or ``mistral``.
-        target: Its whole path and query as they were sent, with what is percent-encoded.
+        target: Its whole path and query as sent, with percent-encoding.
     """
 
     method: str
@@ -50,7 +50,7 @@ class Call:
 
 class _Upload(FlaskRequest):
     def _get_file_stream(self, *_: object, **__: object) -> IO[bytes]:
-        return BytesIO()  # werkzeug's temporary files stay open when their caller is gone
+        return BytesIO()  # in memory: werkzeug's temporary files stay open if the caller hangs up
 
 
 @dataclass(slots=True)
@@ -74,11 +74,11 @@ class Simulator:
     Attributes:
         api_key: The one key it accepts.
         calls: Every call, oldest first.
-        hang_ups: The calls whose caller hung up before the whole answer was sent.
-        respond: As above; may be replaced at any time.
+        hang_ups: The calls whose caller hung up before the end of the response.
+        respond: The argument; may be replaced at any time.
         next_batch_id: The id of the next batch, for ids of another shape than the provider's.
-        rewrite: Called with every call and its answer, and returns the answer that is sent: a provider that
-            lies. None sends every answer as it is.
+        rewrite: Called with every call and its response; returns the response to send, for tests of wrong
+            answers. None changes nothing.
     """
 
     api_key = "sk-simulated-4f1d2c3b5a69788"
@@ -113,7 +113,7 @@ class Simulator:
 
     @property
     def providers(self) -> dict[str, dict[str, str]]:
-        """``LLM_BATCHES_PROVIDERS`` with all of them: ``{"openai": {"api_key", "api_base"}, ...}``."""
+        """``LLM_BATCHES_PROVIDERS`` with all three: ``{"openai": {"api_key", "api_base"}, ...}``."""
         root = f"http://127.0.0.1:{self._server.port}"
         return {
             protocol.name: {"api_key": self.api_key, "api_base": root + protocol.base}
@@ -157,11 +157,11 @@ class Simulator:
         """Answer the next call with an error.
 
         Args:
-            status: Its status.
-            on: Only a call whose method and path begin so: ``"POST /batches"``.
+            status: The status of the error.
+            on: The start of the method and path of the call: ``"POST /batches"``. By default, any call fails.
             message: The message of the error.
             headers: Further headers, such as ``Retry-After``.
-            body: The whole body, instead of the provider's JSON with the message.
+            body: The whole body, instead of the provider's JSON.
             done: The call takes effect nevertheless.
         """
 
@@ -220,13 +220,13 @@ class Simulator:
             self._batches[batch.protocol, batch.id] = batch
 
     def new_id(self, id_: str) -> str:
-        """Return the id of a new batch: this one, unless ``next_batch_id`` is set."""
+        """Return ``next_batch_id`` for a new batch, if it is set, otherwise ``id_``."""
         with self.lock:
             id_, self.next_batch_id = self.next_batch_id or id_, None
             return id_
 
     def find(self, protocol: str, batch_id: str) -> SimulatedBatch:
-        """Return a protocol's batch as it is now."""
+        """Return a batch of a protocol, after an update of its progress."""
         with self.lock:
             batch = self._batches.get((protocol, batch_id))
             if batch is None:

@@ -1,6 +1,6 @@
 """Anthropic's wire protocol: message batches.
 
-Shapes, limits and messages after Anthropic's API reference and its guide to batch processing.
+Shapes, limits and messages follow Anthropic's API reference and its guide to batch processing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def error_response(
     status: int,
     message: str,
     *,
-    param: str | None = None,  # noqa: ARG001  # Anthropic's errors have neither
+    param: str | None = None,  # noqa: ARG001  # Anthropic's errors have no param and no code
     code: str | None = None,  # noqa: ARG001
 ) -> Response:
     """Return an error in Anthropic's form."""
@@ -60,8 +60,8 @@ def _error(status: int, message: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def create_blueprint(simulator: Simulator) -> Blueprint:  # noqa: C901  # one function a route
-    """Make the routes below the base URL and the version."""
+def create_blueprint(simulator: Simulator) -> Blueprint:  # noqa: C901  # one function for each route
+    """Return a blueprint with the routes, without the base URL and version."""
     blueprint = guarded_blueprint(
         NAME,
         simulator,
@@ -164,11 +164,11 @@ def _create(simulator: Simulator, requests: Any) -> SimulatedBatch:
 
 def _answer(simulator: Simulator, line: Mapping[str, Any]) -> Answer:
     """Answer a request, or refuse its params: Anthropic checks them when the request runs."""
-    problem = _problem_of(line["body"])
+    problem = _find_problem(line["body"])
     return simulator.respond(line) if problem is None else (400, _error(400, problem))
 
 
-def _problem_of(params: Mapping[str, Any]) -> str | None:
+def _find_problem(params: Mapping[str, Any]) -> str | None:
     for name, kind in (("model", str), ("max_tokens", int), ("messages", list)):
         if name not in params:
             return f"{name}: Field required"

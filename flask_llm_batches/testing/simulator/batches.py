@@ -12,7 +12,7 @@ Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 """The body of a response, or a status and a body."""
 
 Respond = Callable[[Mapping[str, Any]], Answer]
-"""Gets a line: ``custom_id``, ``method``, ``url``, ``body``."""
+"""Called with a line of the batch: ``custom_id``, ``method``, ``url``, ``body``."""
 
 Outcome = Literal["succeeded", "errored", "expired", "cancelled"]
 
@@ -28,10 +28,12 @@ class SimulatedBatch:
         id: Its id.
         asked: What it was created with.
         requests: The lines of its input file, parsed: ``custom_id``, ``method``, ``url``, ``body``.
-        status: OpenAI's word for it, whatever the protocol calls it.
-        metadata: What came with it.
-        errors: What was wrong with its input file; it is ``failed`` then, from the first look at it.
-        write_row: Makes a line of its output.
+        status: OpenAI's name of the status, for all protocols.
+        metadata: The metadata of the create call.
+        errors: The errors of its input file. If there are any, it is ``failed`` from the first retrieval.
+        write_row: Returns a line of its output.
+        respond: Answers a request; see ``Simulator``.
+        seconds: How long it runs; None until ``finish`` or another method ends it.
     """
 
     protocol: str
@@ -102,13 +104,13 @@ class SimulatedBatch:
         self._become("expired")
 
     def cancel(self) -> None:
-        """Begin to cancel; ``finish`` ends it."""
+        """Set the status to ``cancelling``; ``finish`` ends the batch."""
         self._become("cancelling")
 
     def fail(self, message: str, *, code: str = "invalid_request", line: int | None = None) -> None:
-        """Refuse the input file, as if validation had found something.
+        """End the batch as ``failed``, as if the validation of the input file had failed.
 
-        Anthropic has no failed batches: there the requests that are left end ``errored`` with the message.
+        Anthropic has no failed batches: its remaining requests end as ``errored`` with the message.
         """
         if self.protocol == "anthropic":
             while self._left:
@@ -136,7 +138,7 @@ class SimulatedBatch:
 
 
 def echo(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer a request with its own last message, and a token for every four characters."""
+    """Return a response with the request's last message, and a token for every four characters."""
     body = line["body"]
     said = _text(body.get("input") or (body.get("messages") or [{}])[-1].get("content") or "")
     tokens = len(said) // 4 + 1

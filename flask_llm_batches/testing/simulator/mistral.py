@@ -1,7 +1,7 @@
 """Mistral's wire protocol: files and batch jobs.
 
-Shapes after Mistral's API reference, limits after its guide to batch inference. Neither says what becomes of
-the requests that a job did not get to: here they are in neither file, and in neither count.
+Shapes follow Mistral's API reference, limits its guide to batch inference. Neither says where the requests
+are that a job did not execute. Here they are in no file, and are not counted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def error_response(
 
 
 def create_blueprint(simulator: Simulator) -> Blueprint:
-    """Make the routes below the base URL and the version."""
+    """Return a blueprint with the routes, without the base URL and version."""
     blueprint = guarded_blueprint(
         NAME,
         simulator,
@@ -159,12 +159,12 @@ def _create(simulator: Simulator, files: Files, asked: dict[str, Any]) -> Simula
 
 
 def _validate(data: bytes, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Check every line as Mistral does after a job was created."""
+    """Return the valid lines and the errors of an input file, as Mistral validates it after a create."""
     lines: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     seen: set[str] = set()
     for number, line in json_lines(data):
-        problem = _problem_of(line, asked["model"], seen)
+        problem = _find_problem(line, asked["model"], seen)
         if problem is not None:
             errors.append({"message": f"Line {number}: {problem}", "count": 1})
             continue
@@ -180,7 +180,7 @@ def _validate(data: bytes, asked: dict[str, Any]) -> tuple[list[dict[str, Any]],
     return lines, errors
 
 
-def _problem_of(line: Any, model: str, seen: set[str]) -> str | None:
+def _find_problem(line: Any, model: str, seen: set[str]) -> str | None:
     if not isinstance(line, dict):
         return "not a JSON object."
     if not isinstance(line.get("custom_id"), str) or not line["custom_id"]:

@@ -1,6 +1,6 @@
 """OpenAI's wire protocol: files and batches.
 
-Shapes, limits and messages after OpenAI's API reference and its guide to the Batch API.
+Shapes, limits and messages follow OpenAI's API reference and its guide to the Batch API.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _refuse_key(key: str) -> Response:
 
 
 def create_blueprint(simulator: Simulator) -> Blueprint:
-    """Make the routes below the base URL."""
+    """Return a blueprint with the routes, without the base URL."""
     blueprint = guarded_blueprint(
         NAME, simulator, find_key=bearer_key, refuse_key=_refuse_key, error_response=error_response
     )
@@ -153,7 +153,7 @@ def _create(simulator: Simulator, files: Files, asked: dict[str, Any]) -> Simula
 
 
 def _validate(data: bytes, endpoint: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Check every line as OpenAI does after a batch was created."""
+    """Return the valid lines and the errors of an input file, as OpenAI validates it after a create."""
     lines: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -161,7 +161,7 @@ def _validate(data: bytes, endpoint: str) -> tuple[list[dict[str, Any]], list[di
         if line is None:
             errors.append(_problem(number, "invalid_json_line", "This line is not parseable as valid JSON."))
             continue
-        problem = _problem_of(line, endpoint, seen, lines[0]["body"].get("model") if lines else None)
+        problem = _find_problem(line, endpoint, seen, lines[0]["body"].get("model") if lines else None)
         if problem is not None:
             errors.append(_problem(number, *problem))
         else:
@@ -174,7 +174,7 @@ def _validate(data: bytes, endpoint: str) -> tuple[list[dict[str, Any]], list[di
     return lines, errors
 
 
-def _problem_of(
+def _find_problem(
     line: Any, endpoint: str, seen: set[str], model: str | None
 ) -> tuple[str, str, str | None] | None:
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str) or not line["custom_id"]:

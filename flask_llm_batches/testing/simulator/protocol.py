@@ -32,7 +32,7 @@ def no_such(kind: str, id_: str) -> Refused:
 
 
 class ErrorResponse(Protocol):
-    """Makes an error as a provider does."""
+    """Returns an error response of a provider."""
 
     def __call__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -44,9 +44,11 @@ class WireProtocol:
     """A provider's protocol.
 
     Attributes:
-        name: The provider's, as any-llm has it.
-        base: Where an SDK is pointed to on the simulator's port: ``/mistral``.
-        prefix: Where its paths begin; the base and the version: ``/mistral/v1``.
+        name: The provider's name in any-llm.
+        base: The path of an SDK's base URL: ``/mistral``.
+        prefix: The prefix of its routes, which is the base and the version: ``/mistral/v1``.
+        create_blueprint: Returns the routes for a simulator.
+        error_response: Returns an error in the protocol's shape.
     """
 
     name: str
@@ -73,7 +75,7 @@ def json_response(value: object, status: int = 200) -> Response:
 
 
 def parse_body() -> dict[str, Any]:
-    """Return the object that was sent as JSON."""
+    """Return the body of the request, a JSON object."""
     try:
         body = msgspec.json.decode(request.get_data())
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -136,8 +138,8 @@ class Files:
     """The files of one provider.
 
     Args:
-        new_id: Makes the id of an uploaded file.
-        describe: Gives a file as the provider's JSON has it.
+        new_id: Returns an id for an uploaded file.
+        describe: Returns a file as the provider's JSON object.
         max_bytes: No uploaded file may be larger.
     """
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on loopback, with connections that stay open, and that can be dropped."""
+"""An HTTP/1.1 server on loopback. Its connections stay open, and can be dropped."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class _Handler(WSGIRequestHandler):
             self.send_response(int(code), reason)
             for name, value in headers.items():
                 self.send_header(name, value)
-            # Without either, the body ends with the connection, and a reader cannot tell when it was cut.
+            # Without a length and chunks, the connection marks the end, and the reader cannot detect a cut.
             self.close_connection = headers.get("Connection") == "close"
             chunked = "Content-Length" not in headers and not self.close_connection
             if chunked:
                 self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            # The app is told by it when its body was not sent to the end.
+            # This tells the app if its body was not sent to the end.
             with contextlib.closing(cast("Generator[bytes]", body)):
                 if self.command != "HEAD":
                     self._send(body, chunked=chunked)
@@ -107,7 +107,7 @@ class Server:
         Raises:
             ConnectionResetError: The caller hung up, or the server stops.
         """
-        # Whoever waits for an answer sends nothing, so all there can be to read is the end.
+        # A caller that waits for a response sends nothing. If there is something to read, it is the end.
         with selectors.DefaultSelector() as selector:
             selector.register(environ["werkzeug.socket"], selectors.EVENT_READ)
             if selector.select(seconds):
