@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flask_llm_batches.core.results import Results
     from flask_llm_batches.core.service import Service
     from flask_llm_batches.current import current_llm_batches
+    from flask_llm_batches.delivery import DeliveredRow, InvalidOutput
     from flask_llm_batches.errors import ConfigurationError, LLMBatchesError, Problem
     from flask_llm_batches.extension import LLMBatches
     from flask_llm_batches.principal import EVERYONE, Owner, Principal
@@ -27,6 +28,8 @@ __all__ = [
     "Batch",
     "Checked",
     "ConfigurationError",
+    "DeliveredRow",
+    "InvalidOutput",
     "LLMBatches",
     "LLMBatchesError",
     "Owner",
@@ -49,6 +52,7 @@ _HOMES = {
     "core.results": {"Results"},
     "core.service": {"Service"},
     "current": {"current_llm_batches"},
+    "delivery": {"DeliveredRow", "InvalidOutput"},
     "errors": {"ConfigurationError", "LLMBatchesError", "Problem"},
     "extension": {"LLMBatches"},
     "principal": {"EVERYONE", "Owner", "Principal"},

@@ -60,6 +60,7 @@ class Settings:
             before it has failed.
         untracked: Whether a batch without a record may be seen by callers who are no admins.
         spool_dir: Where requests are spooled; None for the system's folder for temporary files.
+        worker: Whether a worker runs in a thread of each web process.
         storage: Where results and the like are kept: ``database``, or the URL of a folder or an object store.
         retention: Days for which they are kept; 0 for no longer than they are needed.
     """
@@ -75,6 +76,7 @@ class Settings:
     search_window: float = 3600.0
     untracked: Literal["deny", "allow"] = "deny"
     spool_dir: str | None = None
+    worker: Literal["thread"] | None = None
     storage: str = "database"
     retention: int = 30
 
@@ -156,6 +158,12 @@ def _untracked(key: str, value: object) -> str:
     if value not in ("deny", "allow"):
         raise _wrong(key, '"deny" or "allow"', value)
     return str(value)
+
+
+def _worker(key: str, value: object) -> str | None:
+    if value not in (None, "thread"):
+        raise _wrong(key, '"thread" for a worker in each web process, or None', value)
+    return "thread" if value else None
 
 
 def _spool_dir(key: str, value: object) -> str | None:
@@ -267,6 +275,7 @@ _CHECKS = {
     "search_window": _seconds,
     "untracked": _untracked,
     "spool_dir": _spool_dir,
+    "worker": _worker,
     "storage": _storage,
     "retention": _days,
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flask_llm_batches.cli import cli
 from flask_llm_batches.config import Settings
+from flask_llm_batches.core.handlers import Handler, Handlers
 from flask_llm_batches.core.service import Service
+from flask_llm_batches.engines.thread import start_with_first_request
 from flask_llm_batches.errors import ConfigurationError
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.database import Database, FileDatabase, HostDatabase
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=Authenticator)
 E = TypeVar("E", bound=ErrorHandler)
+H = TypeVar("H", bound=Handler)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class LLMBatches:
             )
         self._db = db
         self._hooks = Hooks()
+        self._handlers = Handlers()
         self.blueprint = create_blueprint(self._hooks)
         if app is not None:
             if not hasattr(app, "extensions"):
@@ -72,8 +77,12 @@ class LLMBatches:
             )
         settings = Settings.from_config(app.config)
         providers = Providers(settings)
-        app.extensions["llm_batches"] = Service(settings, self._database(app, settings), providers)
+        app.extensions["llm_batches"] = Service(
+            settings, self._database(app, settings), providers, self._handlers
+        )
         app.cli.add_command(cli)
+        if settings.worker == "thread":
+            start_with_first_request(app)
         if register_blueprint:
             for number, prefix in enumerate(settings.url_prefix, 1):
                 name = self.blueprint.name if number == 1 else f"{self.blueprint.name}_{number}"
@@ -96,6 +105,25 @@ class LLMBatches:
         """
         self._hooks.error_handler = function
         return function
+
+    def on_results(self, name: str, *, http: bool = False) -> Callable[[H], H]:
+        """Register a function that takes the results of batches; use it as a decorator.
+
+        A worker calls it with some ``DeliveredRow``s and the ``Batch``, in an app context, and commits
+        ``db.session`` after it: what it writes through that session is written exactly once. If it raises,
+        it is called again later, and then with one row at a time; rows that it still refuses are set aside.
+        It may be async.
+
+        Args:
+            name: For ``create(on_results=...)``: 1 to 64 letters, digits, dots, dashes and underscores.
+            http: Whether creates over HTTP may name it, too.
+        """
+
+        def register(function: H) -> H:
+            self._handlers.register(name, function, http=http)
+            return function
+
+        return register
 
     def _database(self, app: Flask, settings: Settings) -> Database:
         db = self._db or app.extensions.get("sqlalchemy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import tempfile
@@ -74,6 +75,13 @@ def from_environment(**settings: Any) -> Flask:
     )
     app.add_url_rule("/keys/<owner>", view_func=_make_key, methods=["POST"])
     return app
+
+
+def logged() -> Flask:
+    """Make that app with its log on standard error, a line each."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return from_environment()
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:

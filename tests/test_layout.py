@@ -17,8 +17,9 @@ ROOT = Path(flask_llm_batches.__file__).parent
 
 # Each may import those that stand after it, and only where it says so.
 ALLOWED = {
-    "extension": {"cli", "web", "core", "providers", "store"},
+    "extension": {"cli", "web", "engines", "core", "providers", "store"},
     "cli": {"web", "current", "core", "store"},
+    "engines": {"current"},
     "web": {"current", "core", "store"},
     "current": {"core"},
     "core": {"providers", "store", "storage"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "storage": set(),
     "testing": set(),
 }
-EVERYBODY = {"batch", "config", "errors", "fields", "jsonl", "principal", "signals", "untrusted"}
+EVERYBODY = {"batch", "config", "delivery", "errors", "fields", "jsonl", "principal", "signals", "untrusted"}
 
 ONLY = {
     "any_llm": "providers",

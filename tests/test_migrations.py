@@ -28,12 +28,15 @@ NAMES = {
     "ix_llm_batches_batch_owner_status_id",
     "ix_llm_batches_batch_state_owner",
     "ix_llm_batches_batch_status_id",
+    "ix_llm_batches_task_due_at",
     "ix_llm_batches_usage_batch_uid",
     "ix_llm_batches_usage_owner_created_at",
     "uq_llm_batches_idempotency_batch_uid",
     "uq_llm_batches_api_key_key_hash",
     "uq_llm_batches_batch_provider_batch_id",
     "uq_llm_batches_batch_uid",
+    "uq_llm_batches_set_aside_batch_uid_number",
+    "uq_llm_batches_task_batch_uid_step",
     "uq_llm_batches_object_key",
 }
 

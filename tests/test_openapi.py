@@ -49,7 +49,8 @@ def test_the_document_has_both_kinds_of_bodies(app: Flask) -> None:
     assert set(create["requestBody"]["content"]) == kinds
     assert set(results["responses"]["200"]["content"]) == kinds
     assert {parameter["name"] for parameter in create["parameters"]} == {
-        *("dry_run", "model", "completion_window", "endpoint", "user", "metadata", "Idempotency-Key")
+        *("dry_run", "model", "completion_window", "endpoint", "user", "on_results", "metadata"),
+        "Idempotency-Key",
     }
     assert not any(parameter.get("required") for parameter in create["parameters"])
     assert {parameter["name"] for parameter in results["parameters"]} == {"batch_id", "provider", "status"}

@@ -67,11 +67,13 @@ class Asked(NamedTuple):
         provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
         model: Its model.
         submission: What is submitted besides the requests.
+        on_results: The name of the handler that takes the rows.
     """
 
     provider: str
     model: Model
     submission: Submission
+    on_results: str | None = None
 
 
 class Creator:
@@ -143,14 +145,14 @@ class Creator:
             requested_by: Who asks.
             key: The ``Idempotency-Key``.
         """
-        provider, _, submission = asked
+        provider, submission = asked.provider, asked.submission
         asked_for = {
             "model": submission.model,
             "endpoint": submission.endpoint,
             "completion_window": submission.completion_window,
             "metadata": submission.metadata,
         }
-        fingerprint = Fingerprint(provider, submission) if key is not None else None
+        fingerprint = Fingerprint(provider, submission, asked.on_results) if key is not None else None
         with self._spooled(asked, requests, fingerprint) as spool:
             begin = partial(
                 self._batches.begin,
@@ -159,6 +161,7 @@ class Creator:
                 model=submission.model,
                 custom_ids=spool.custom_ids,
                 asked_for=asked_for,
+                on_results=asked.on_results,
             )
             if key is None:
                 record = begin()

@@ -35,8 +35,8 @@ class Fingerprint:
     Requests of more than 1 MiB are hashed as bytes: as Python objects they might take gigabytes.
     """
 
-    def __init__(self, provider: str, submission: Submission) -> None:
-        self._digest = hashlib.sha256(_encode([provider, submission]))
+    def __init__(self, provider: str, submission: Submission, on_results: str | None) -> None:
+        self._digest = hashlib.sha256(_encode([provider, submission, on_results]))
 
     def add(self, line: bytes) -> None:
         """Add a request, as a line of the spool."""

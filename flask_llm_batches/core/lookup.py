@@ -13,6 +13,7 @@ from flask_llm_batches.batch import FINISHED, STATUSES, Batch, own_id
 from flask_llm_batches.config import Settings, provider_name
 from flask_llm_batches.core.adoption import Adopter, is_submitting
 from flask_llm_batches.core.reconcile import FRESH, Reconciler
+from flask_llm_batches.core.worker.alive import WorkerAlive
 from flask_llm_batches.errors import (
     REQUIRED,
     SOUGHT,
@@ -59,12 +60,14 @@ class Lookup:
         providers: Providers,
         reconciler: Reconciler,
         adopter: Adopter,
+        worker_alive: WorkerAlive,
     ) -> None:
         self._settings = settings
         self._batches = batches
         self._providers = providers
         self._reconciler = reconciler
         self._adopter = adopter
+        self._worker_alive = worker_alive
 
     def locate(self, batch_id: str, *, owner: str | None, provider: str | None) -> Place:
         """Find the place of a batch, before its provider is called.
@@ -102,6 +105,17 @@ class Lookup:
             return Place(name, batch_id, None)
         raise BatchNotFound(f"Batch '{batch_id}' not found")
 
+    def record_of(self, batch_id: str) -> Record:
+        """Return the record of a batch, whoever owns it.
+
+        Raises:
+            BatchNotFound: There is none.
+        """
+        record = self.locate(batch_id, owner=None, provider=None).record if is_id(batch_id) else None
+        if record is None:
+            raise BatchNotFound(f"Batch '{batch_id}' not found")
+        return record
+
     def current(
         self, batch_id: str, *, owner: str | None, provider: str | None
     ) -> tuple[Batch, Record | None]:
@@ -117,7 +131,7 @@ class Lookup:
         """Return a batch as it is now, or as last seen if its provider is not in the settings any more."""
         place = self.locate(batch_id, owner=owner, provider=provider)
         if place.record is None or self._providers.has(place.provider):
-            return self._now(place)
+            return self._fresh(place.record) or self._now(place)
         logger.warning("batch %r is shown as last seen: %r is not in the settings", batch_id, place.provider)
         return place.record.last_seen()
 
@@ -130,6 +144,16 @@ class Lookup:
             ResultsGone: The provider no longer has them.
         """
         batch, record = self.current(batch_id, owner=owner, provider=provider)
+        self._check_ended(batch, record)
+        return batch, record
+
+    def ended_of(self, record: Record) -> Batch:
+        """Return a batch of the record that has results, or raise as ``ended`` does."""
+        batch = self.refresh(record)
+        self._check_ended(batch, record)
+        return batch
+
+    def _check_ended(self, batch: Batch, record: Record | None) -> None:
         if record is not None:
             self.check_settled(record)
         if batch.status == "failed":
@@ -138,7 +162,6 @@ class Lookup:
             raise BatchNotComplete(batch.id, status=batch.status, provider=batch.provider)
         if record is not None and record.batch_id is None:
             raise ResultsGone(batch.id, provider=batch.provider)
-        return batch, record
 
     def cancel(self, batch_id: str, *, owner: str | None, provider: str | None) -> Batch:
         """Cancel a batch, and return it."""
@@ -218,6 +241,15 @@ class Lookup:
             send(batch_finished, batch=batch, owner=record.owner)
         return replace(batch, owner=record.owner)
 
+    def refresh(self, record: Record) -> Batch:
+        """Return a batch of the record as its provider has it now.
+
+        Raises:
+            BatchNotFound: The provider does not have it. After a day of that, it has failed.
+        """
+        place = Place(record.provider, record.batch_id or own_id(record.uid), record)
+        return self._fresh(record) or self._now(place)
+
     def _missing(self, record: Record) -> Batch | None:
         """Record that a provider does not have a batch; return the batch if it counts as failed now."""
         batch = self._batches.missing(record)
@@ -227,12 +259,25 @@ class Lookup:
             batch = replace(batch, owner=record.owner)
         return batch
 
+    def _fresh(self, record: Record | None) -> Batch | None:
+        """Return a running batch as last seen, if that was within seconds or is being done elsewhere.
+
+        That is so only while a worker is alive: without one, a poll always shows what the provider has.
+        """
+        if record is None or record.batch_id is None or record.status in FINISHED or not self._worker_alive():
+            return None
+        before = int(time.time()) - FRESH
+        if (record.refreshed_at or 0) > before or not self._batches.claim_refresh([record], before=before):
+            return Batch.from_dict(record.snapshot, record.provider)
+        return None
+
     def _now(self, place: Place) -> Batch:
         record = place.record
         if record is not None and (record.status in FINISHED or record.batch_id is None):
             batch = record.last_seen()
-            lost = record.missing_since is not None
-            if record.batch_id is None or lost or self._providers.adapter_of(place.provider).is_final(batch):
+            if record.batch_id is None or record.missing_since is not None or record.archived_at is not None:
+                return batch  # the provider is not needed for it any more
+            if self._providers.adapter_of(place.provider).is_final(batch):
                 return batch
         try:
             batch = self._providers.retrieve(place.provider, place.batch_id)

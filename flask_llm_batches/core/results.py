@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain, count
 from typing import Any, Literal
 
 from flask import Flask, current_app
 
 from flask_llm_batches.batch import MISSING, NOT_EXECUTED, TOO_LARGE, UNREADABLE, Batch, Row
+from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.counting import TokenCount
 from flask_llm_batches.core.prices import cost
 from flask_llm_batches.errors import ProviderFailed
@@ -81,10 +84,13 @@ class Results:
 class ResultReader:
     """Reads the results of one app's batches."""
 
-    def __init__(self, batches: Batches, manifests: Manifests, providers: Providers) -> None:
+    def __init__(
+        self, batches: Batches, manifests: Manifests, providers: Providers, archive: Archive
+    ) -> None:
         self._batches = batches
         self._manifests = manifests
         self._providers = providers
+        self._archive = archive
 
     def read(
         self,
@@ -95,11 +101,49 @@ class ResultReader:
         requested_by: str,
         keep_waiting: Callable[[], bool],
     ) -> Results:
-        """Read the results of a batch that has ended."""
+        """Read the results of a batch that has ended, from the archive if they are in it."""
+        if record is not None and record.archived_at is not None:
+            return Results(self._archive.rows(record), status=status, keep_waiting=keep_waiting)
         groups = self._complete(self._providers.rows(batch, beat=BEAT), record, batch)
         if record is not None and record.accounted_at is None:
             groups = self._accounted(groups, record, batch, requested_by)
         return Results(groups, status=status, keep_waiting=keep_waiting)
+
+    def archive(self, record: Record, batch: Batch, *, keep: bool) -> int:
+        """Read the results of a batch that has ended into the archive, and account for them.
+
+        Args:
+            record: The batch.
+            batch: The batch as its provider has it.
+            keep: Whether to keep the rows, and not only to account for them.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            DamagedRows: Rows are damaged, and may be whole later.
+        """
+        ends: list[tuple[TokenCount, int, int]] = []
+        groups = accounted(
+            self._complete(self._providers.rows(batch, beat=BEAT), record, batch),
+            lambda *end: ends.append(end),
+        )
+        with self._archive.write(record) if keep else nullcontext(_drop) as add:
+            for group in groups:
+                add(group or ())
+            ((counted, rows, damaged),) = ends
+            if damaged and not batch.settled:
+                raise DamagedRows(f"{damaged} rows are damaged")
+        if record.accounted_at is None:
+            self._account(record, counted, rows, requested_by=record.owner)
+        if keep:
+            self._batches.set_archived(record, at=int(time.time()))
+        return rows
+
+    def delete_archive(self, record: Record) -> None:
+        """Delete the results of a batch from the archive."""
+        self._batches.set_archived(record, at=None)
+        self._archive.delete(record.uid)
 
     def _complete(self, groups: Groups, record: Record | None, batch: Batch) -> Groups:
         # Rows are read after the request and its context have ended, so each query has a context of its own.
@@ -123,27 +167,35 @@ class ResultReader:
     def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
 
-        def account(counted: TokenCount, rows: int) -> None:
-            kind = self._providers.kind_of(record.provider)
-            price = cost(counted.models, kind=kind, model=record.model, at=record.created_at)
-            with app.app_context():
-                usage = self._batches.account(
-                    record, counted.tokens, requested_by=requested_by, rows=rows, cost=price
-                )
-                if usage is not None:
-                    send(usage_recorded, usage=usage)
-
         def try_to_account(counted: TokenCount, rows: int, damaged: int) -> None:
             if damaged and not batch.settled:
                 logger.warning("batch %r: not accounted for yet, as %d rows are damaged", batch.id, damaged)
                 return
             try:
-                account(counted, rows)
+                with app.app_context():
+                    self._account(record, counted, rows, requested_by=requested_by)
             except Exception:
                 # The rows are complete, and must end so. The next reader accounts for them.
                 logger.exception("batch %r: its results are not accounted for yet", batch.id)
 
         return accounted(groups, try_to_account)
+
+    def _account(self, record: Record, counted: TokenCount, rows: int, *, requested_by: str) -> None:
+        kind = self._providers.kind_of(record.provider)
+        price = cost(counted.models, kind=kind, model=record.model, at=record.created_at)
+        usage = self._batches.account(
+            record, counted.tokens, requested_by=requested_by, rows=rows, cost=price
+        )
+        if usage is not None:
+            send(usage_recorded, usage=usage)
+
+
+def _drop(_rows: Sequence[Row]) -> None:
+    """Keep no rows."""
+
+
+class DamagedRows(Exception):
+    """Rows that are damaged may be whole when they are read later."""
 
 
 class _Counter:

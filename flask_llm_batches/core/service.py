@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.adoption import Adopter
-from flask_llm_batches.core.create import DEFAULT_ENDPOINT, Checked, Creator
+from flask_llm_batches.core.archive import Archive
+from flask_llm_batches.core.create import DEFAULT_ENDPOINT, Asked, Checked, Creator
+from flask_llm_batches.core.handlers import Handlers
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.idempotency import Idempotency
 from flask_llm_batches.core.keys import Keys
@@ -17,6 +21,14 @@ from flask_llm_batches.core.reconcile import Reconciler, Settled
 from flask_llm_batches.core.requests import Incoming, Requests
 from flask_llm_batches.core.results import ResultReader, Results
 from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.worker.alive import WorkerAlive
+from flask_llm_batches.core.worker.archive import ArchiveResults
+from flask_llm_batches.core.worker.deliver import Deliver
+from flask_llm_batches.core.worker.expire import Expire
+from flask_llm_batches.core.worker.refresh import Refresh
+from flask_llm_batches.core.worker.run import Runner
+from flask_llm_batches.core.worker.steps import Step
+from flask_llm_batches.core.worker.tick import Ticker
 from flask_llm_batches.principal import Owner, Principal, owner_name, owner_or_everyone
 from flask_llm_batches.providers.adapters import Page
 from flask_llm_batches.providers.clients import Providers
@@ -26,11 +38,18 @@ from flask_llm_batches.store.api_keys import ApiKeys
 from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.chunks import Chunks
 from flask_llm_batches.store.database import Database
+from flask_llm_batches.store.deliveries import Deliveries
 from flask_llm_batches.store.idempotency import IdempotencyKeys
 from flask_llm_batches.store.manifests import Manifests
+from flask_llm_batches.store.models import SetAside
 from flask_llm_batches.store.purge import Purge
 from flask_llm_batches.store.searches import Searches
+from flask_llm_batches.store.tasks import Tasks, Workers
 from flask_llm_batches.store.usage import UsageSum, UsageSums
+
+logger = logging.getLogger(__name__)
+
+NO_WORKER = "No worker is alive: on_results needs one, such as flask llm-batches worker."
 
 
 class Service:
@@ -43,10 +62,14 @@ class Service:
     Attributes:
         settings: The app's ``LLM_BATCHES_*``.
         keys: The built-in API keys.
+        handlers: The functions that take results, by name.
     """
 
-    def __init__(self, settings: Settings, database: Database, providers: Providers) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, providers: Providers, handlers: Handlers
+    ) -> None:
         self.settings = settings
+        self.handlers = handlers
         self.keys = Keys(ApiKeys(database))
         self._database = database
         self._usage = UsageSums(database)
@@ -60,8 +83,24 @@ class Service:
         )
         idempotency = Idempotency(IdempotencyKeys(database), batches, self._reconciler)
         self._creator = Creator(settings, batches, providers, idempotency, heartbeat)
-        self._lookup = Lookup(settings, batches, providers, self._reconciler, self._adopter)
-        self._results = ResultReader(batches, Manifests(database), providers)
+        workers = Workers(database)
+        self._worker_alive = WorkerAlive(workers)
+        self._lookup = Lookup(
+            settings, batches, providers, self._reconciler, self._adopter, self._worker_alive
+        )
+        self._archive = Archive(self._storage)
+        self._results = ResultReader(batches, Manifests(database), providers, self._archive)
+        self._batches = batches
+        self._deliveries = Deliveries(database)
+        self._deliver = Deliver(handlers, self._archive, self._deliveries, retention=settings.retention)
+        steps: dict[str, Step] = {
+            "refresh": Refresh(self._lookup, self._reconciler),
+            "archive": ArchiveResults(self._lookup, self._results, retention=settings.retention),
+            "deliver": self._deliver,
+            "expire": Expire(self._results),
+        }
+        self._ticker = Ticker(Tasks(database), batches, heartbeat, steps)
+        self._runner = Runner(self._ticker, workers)
 
     def create(
         self,
@@ -74,6 +113,7 @@ class Service:
         endpoint: str = DEFAULT_ENDPOINT,
         requested_by: str | None = None,
         idempotency_key: str | None = None,
+        on_results: str | None = None,
     ) -> Batch:
         """Submit a batch, once.
 
@@ -88,6 +128,7 @@ class Service:
             endpoint: The endpoint that every request is for.
             requested_by: Who asks, for the usage; the owner by default.
             idempotency_key: A create that is repeated with the same key returns the first batch.
+            on_results: The name of a handler that a worker calls with the rows.
 
         Returns:
             The batch. Its ``replayed`` is true if an earlier create with the same key made it.
@@ -96,7 +137,7 @@ class Service:
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._creator.ask(model, endpoint, completion_window, metadata, incoming)
+        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results)
         by = owner_name(requested_by or name)
         return self._creator.create(asked, incoming, owner=name, requested_by=by, key=idempotency_key)
 
@@ -110,14 +151,36 @@ class Service:
         metadata: Mapping[str, str] | None = None,
         endpoint: str = DEFAULT_ENDPOINT,
         idempotency_key: str | None = None,
+        on_results: str | None = None,
     ) -> Checked:
         """Check a batch as ``create`` does. Nothing is submitted or kept."""
         owner_name(owner)
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._creator.ask(model, endpoint, completion_window, metadata, incoming)
-        return self._creator.check(asked, incoming)
+        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results)
+        checked = self._creator.check(asked, incoming)
+        warnings = [*checked.warnings, *([NO_WORKER] if self._lacks_worker(on_results) else [])]
+        return checked._replace(warnings=warnings)
+
+    def _ask(
+        self,
+        model: str | None,
+        endpoint: str,
+        completion_window: str,
+        metadata: Mapping[str, str] | None,
+        requests: Incoming,
+        on_results: str | None,
+    ) -> Asked:
+        if on_results is not None:
+            self.handlers.check(on_results)
+        asked = self._creator.ask(model, endpoint, completion_window, metadata, requests)
+        if self._lacks_worker(on_results):
+            logger.warning(NO_WORKER)
+        return asked._replace(on_results=on_results)
+
+    def _lacks_worker(self, on_results: str | None) -> bool:
+        return on_results is not None and not self._worker_alive()
 
     def retrieve(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Batch:
         """Return a batch as it is now. A batch that has ended is read from the record.
@@ -238,8 +301,9 @@ class Service:
     def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:
         """Delete the record of batches that have ended and were created before a time.
 
-        Their ``Idempotency-Key``s can be used again, and only an admin can still read what the provider has
-        of them. Sums of the usage include them, unless their usage is deleted, too.
+        Their archived results are deleted, their ``Idempotency-Key``s can be used again, and only an admin
+        can still read what the provider has of them. Sums of the usage include them, unless their usage is
+        deleted, too.
 
         Args:
             before: Unix seconds.
@@ -251,7 +315,51 @@ class Service:
         """
         if dry_run:
             return self._purge.count(before=before)
-        return self._purge.delete(before=before, usage=usage)
+        deleted = 0
+        while uids := self._purge.oldest(before=before):
+            for uid in uids:
+                self._archive.delete(uid)
+            self._purge.delete(uids, usage=usage)
+            deleted += len(uids)
+        return deleted
+
+    def tick(self, *, budget: float | None = None) -> int:
+        """Do what a worker would do now, and return the number of steps that this took.
+
+        Args:
+            budget: Seconds after which no further step begins; None for no limit.
+        """
+        return self._ticker.tick(budget=budget, stop=lambda: False)
+
+    def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:
+        """Be a worker until ``stop`` is set, and then until the steps that are running have ended.
+
+        Args:
+            stop: Ends the worker.
+            concurrency: How many steps run at the same time.
+        """
+        self._runner.work(stop, concurrency=concurrency)
+
+    def set_aside(self, *, batch_id: str | None = None, limit: int = 1000) -> Sequence[SetAside]:
+        """Return rows that a handler refuses, oldest first.
+
+        Args:
+            batch_id: Only rows of this batch.
+            limit: The most rows to return.
+        """
+        uid = None if batch_id is None else self._lookup.record_of(batch_id).uid
+        return self._deliveries.all_set_aside(batch_uid=uid, limit=limit)
+
+    def deliver_again(self, batch_id: str) -> tuple[int, int]:
+        """Deliver the rows of a batch again that were set aside, one by one.
+
+        Returns:
+            How many were delivered, and how many are still refused.
+        """
+        record = self._lookup.record_of(batch_id)
+        rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=100_000)
+        done = sum(self._deliver.again(record, row) for row in rows)
+        return done, len(rows) - done
 
     def adopt(self, uid: str, batch_id: str) -> Batch:
         """Record that an unsettled batch is the one with a provider's id.

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import FINISHED, Batch, own_id
-from flask_llm_batches.store import idempotency, manifests
+from flask_llm_batches.store import idempotency, manifests, tasks
 from flask_llm_batches.store.leases import extend_lease, new_lease
 from flask_llm_batches.store.models import BatchRow, Record
 from flask_llm_batches.store.queries import RECORD, BatchQueries
@@ -40,6 +40,8 @@ _ID_TAKEN = {
 }
 
 _OLDER = 60  # seconds between two batches of one id, at least
+
+_FIRST_REFRESH = 2  # seconds until a worker retrieves a new batch
 
 LOST_AFTER = 24 * 3600
 """Seconds for which a provider must have said that it has no such batch until the batch counts as failed."""
@@ -71,6 +73,7 @@ class Batches(BatchQueries):
         custom_ids: Collection[str],
         asked_for: Mapping[str, Any],
         key: Mapping[str, str] | None = None,
+        on_results: str | None = None,
     ) -> Record:
         """Record that a batch is about to be submitted, and its requests. The caller holds its lease.
 
@@ -81,6 +84,7 @@ class Batches(BatchQueries):
             custom_ids: What is in it.
             asked_for: Its endpoint, window and metadata, for the first snapshot.
             key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
+            on_results: The name of the handler that takes its rows.
 
         Raises:
             KeyUsed: The key was used before.
@@ -103,6 +107,8 @@ class Batches(BatchQueries):
             "status": first.status,
             "snapshot": first.remembering({**asked_for, "model": model}).to_dict(),
             "created_at": now,
+            "on_results": on_results,
+            "delivered": 0,
             **new_lease(),
         }
         # Before the transaction: whoever comes with the same key waits for it.
@@ -126,7 +132,10 @@ class Batches(BatchQueries):
             idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
         made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
         manifests.insert_manifest(connection, manifest)
-        unknown: dict[str, Any] = dict.fromkeys(("batch_id", "refreshed_at", "missing_since", "accounted_at"))
+        tasks.insert_task(connection, values["uid"], "refresh", due_at=values["created_at"] + _FIRST_REFRESH)
+        unknown: dict[str, Any] = dict.fromkeys(
+            ("batch_id", "refreshed_at", "missing_since", "accounted_at", "archived_at")
+        )
         return Record(id=made[0] if made else 0, **unknown, **values)
 
     @transaction
@@ -189,6 +198,7 @@ class Batches(BatchQueries):
         if state == "failed":
             idempotency.free(connection, record.uid)
             manifests.delete_manifest(connection, record.uid)
+            tasks.delete_tasks(connection, record.uid)
         return insert_usage(
             connection,
             record,
@@ -261,6 +271,11 @@ class Batches(BatchQueries):
         claim = update(BatchRow).where(*this, BatchRow.state.in_(_UNSETTLED))
         values = {"state": "failed", "status": "failed", "snapshot": shown}
         return connection.execute(claim.values(values)).rowcount == 1
+
+    @transaction
+    def set_archived(self, connection: Connection, record: Record, *, at: int | None) -> None:
+        """Record when the results of a batch were archived; None if they are not in the archive any more."""
+        connection.execute(update(BatchRow).where(BatchRow.id == record.id).values(archived_at=at))
 
     @transaction
     def account(

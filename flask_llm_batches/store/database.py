@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy import CursorResult, Engine, Executable, MetaData, create_engine, event
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from flask_llm_batches.store import sessions
 from flask_llm_batches.store.models import Base
+
+Execute = Callable[[Executable], CursorResult[Any]]
 
 
 class Database(Protocol):
@@ -24,6 +28,13 @@ class Database(Protocol):
 
     def release_connection(self) -> None:
         """Release the connection that the host's session has only read on. Called inside an app context."""
+
+    def host_transaction(self) -> AbstractContextManager[Execute]:
+        """Run a block in a transaction of the host's session, and commit it.
+
+        Returns:
+            What executes a statement on the record in that transaction.
+        """
 
 
 class HostDatabase:
@@ -58,6 +69,15 @@ class HostDatabase:
     def release_connection(self) -> None:
         sessions.release_connection(self._db.session())
 
+    @contextmanager
+    def host_transaction(self) -> Iterator[Execute]:
+        session = self._db.session()
+        try:
+            yield lambda statement: session.execute(statement, bind_arguments={"bind": self.engine()})
+            session.commit()
+        finally:
+            self._db.session.remove()  # which rolls back what was not committed
+
 
 class FileDatabase:
     """A SQLite file, made with its tables at the first use.
@@ -82,6 +102,11 @@ class FileDatabase:
 
     def release_connection(self) -> None:
         pass
+
+    @contextmanager
+    def host_transaction(self) -> Iterator[Execute]:
+        with self.engine().connect() as connection, connection.begin():
+            yield connection.execute
 
     def _open(self) -> Engine:
         self._path.touch(mode=0o600)  # only the app can read it; SQLite's other files get the same mode

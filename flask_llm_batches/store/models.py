@@ -80,9 +80,12 @@ class BatchRow(Leased, Base):
             search did not find the batch, null if the provider refused it.
         snapshot: The batch as last seen, from ``Batch.to_dict``; with an id of ours until then.
         created_at: When it was asked for.
-        refreshed_at: When a list last refreshed it from the provider; null until then.
+        refreshed_at: When a list, a poll or a worker last refreshed it from the provider; null until then.
         missing_since: Since when the provider answers that there is no such batch; null if it has the batch.
         accounted_at: When the usage of its results was recorded; null until then.
+        archived_at: When its results were archived; null until then, and when they have expired.
+        on_results: The name of the handler that its rows are delivered to; null if there is none.
+        delivered: How many rows of the archive were delivered, or set aside.
     """
 
     __tablename__ = "llm_batches_batch"
@@ -112,6 +115,9 @@ class BatchRow(Leased, Base):
     refreshed_at: Mapped[int | None] = mapped_column(BigInteger)
     missing_since: Mapped[int | None] = mapped_column(BigInteger)
     accounted_at: Mapped[int | None] = mapped_column(BigInteger)
+    archived_at: Mapped[int | None] = mapped_column(BigInteger)
+    on_results: Mapped[str | None] = mapped_column(String(64))
+    delivered: Mapped[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,9 @@ class Record:
     refreshed_at: int | None
     missing_since: int | None
     accounted_at: int | None
+    archived_at: int | None
+    on_results: str | None
+    delivered: int
     lease_token: str | None
     lease_until: int | None
 
@@ -153,6 +162,87 @@ class ProviderRow(Leased, Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     searched_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class TaskRow(Leased, Base):
+    """A step that a worker has to do for a batch. Its lease is held by the worker that does it.
+
+    Attributes:
+        batch_uid: The batch: ``BatchRow.uid``.
+        step: What to do: the name of a module in ``core/worker``.
+        due_at: When to do it, or to do it again.
+        failures: How often it has failed since it was last done.
+    """
+
+    __tablename__ = "llm_batches_task"
+    __table_args__ = (UniqueConstraint("batch_uid", "step"), Index(None, "due_at"), _BINARY)
+
+    id: Mapped[int] = mapped_column(_ID, primary_key=True)
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    step: Mapped[str] = mapped_column(String(16))
+    due_at: Mapped[int] = mapped_column(BigInteger)
+    failures: Mapped[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A row of ``TaskRow``, which documents each column."""
+
+    id: int
+    batch_uid: str
+    step: str
+    due_at: int
+    failures: int
+    lease_token: str | None
+    lease_until: int | None
+
+
+class SetAsideRow(Base):
+    """A row that a handler refuses whenever it gets it.
+
+    Attributes:
+        batch_uid: The batch: ``BatchRow.uid``.
+        number: The place of the row in the archive, from 0.
+        error: What the handler raised: its class, and the beginning of its message.
+        created_at: When it was set aside.
+    """
+
+    __tablename__ = "llm_batches_set_aside"
+    __table_args__ = (UniqueConstraint("batch_uid", "number"), _BINARY)
+
+    id: Mapped[int] = mapped_column(_ID, primary_key=True)
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    number: Mapped[int]
+    custom_id: Mapped[str] = mapped_column(String(512))
+    error: Mapped[str] = mapped_column(String(500))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A row of ``SetAsideRow``, which documents each column."""
+
+    id: int
+    batch_uid: str
+    number: int
+    custom_id: str
+    error: str
+    created_at: int
+
+
+class WorkerRow(Base):
+    """A process that works.
+
+    Attributes:
+        uid: Its own id.
+        seen_at: When it was last known to be alive.
+    """
+
+    __tablename__ = "llm_batches_worker"
+    __table_args__ = (_BINARY,)
+
+    uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    seen_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class ManifestRow(Base):

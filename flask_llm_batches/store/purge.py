@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select
 
 from flask_llm_batches.batch import FINISHED
-from flask_llm_batches.store.models import BatchRow, IdempotencyRow, ManifestRow, UsageRow
+from flask_llm_batches.store.models import (
+    BatchRow,
+    IdempotencyRow,
+    ManifestRow,
+    SetAsideRow,
+    TaskRow,
+    UsageRow,
+)
 from flask_llm_batches.store.store import Store, transaction
 
 _GROUP = 200
@@ -23,30 +30,24 @@ class Purge(Store):
         query = select(func.count()).select_from(BatchRow)
         return connection.execute(query.where(*_is_old(before))).scalar_one()
 
-    def delete(self, *, before: int, usage: bool) -> int:
-        """Delete the batches that have ended and were created before a time, with all that belongs to them.
-
-        Args:
-            before: Unix seconds.
-            usage: Whether to delete their usage, too.
-
-        Returns:
-            The number of batches.
-        """
-        deleted = 0
-        while uids := self._delete_group(before, usage):
-            deleted += len(uids)
-        return deleted
+    @transaction
+    def oldest(self, connection: Connection, *, before: int) -> Sequence[str]:
+        """Return the uids of some batches that have ended and were created before a time, oldest first."""
+        query = select(BatchRow.uid).where(*_is_old(before)).order_by(BatchRow.id).limit(_GROUP)
+        return connection.execute(query).scalars().all()
 
     @transaction
-    def _delete_group(self, connection: Connection, before: int, usage: bool) -> Sequence[str]:
-        query = select(BatchRow.uid).where(*_is_old(before)).order_by(BatchRow.id).limit(_GROUP)
-        uids = connection.execute(query).scalars().all()
-        tables: list[type[ManifestRow | IdempotencyRow | UsageRow]] = [ManifestRow, IdempotencyRow]
+    def delete(self, connection: Connection, uids: Sequence[str], *, usage: bool) -> None:
+        """Delete batches with all that belongs to them, and with their usage if asked to."""
+        tables: list[type[ManifestRow | IdempotencyRow | TaskRow | SetAsideRow | UsageRow]] = [
+            ManifestRow,
+            IdempotencyRow,
+            TaskRow,
+            SetAsideRow,
+        ]
         for row in [*tables, UsageRow] if usage else tables:
             connection.execute(delete(row).where(row.batch_uid.in_(uids)))
         connection.execute(delete(BatchRow).where(BatchRow.uid.in_(uids)))
-        return uids
 
 
 def _is_old(before: int) -> Sequence[ColumnElement[bool]]:

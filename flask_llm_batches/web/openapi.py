@@ -91,6 +91,7 @@ _LINES_QUERY = [
         ("completion_window", ""),
         ("endpoint", ""),
         ("user", ""),
+        ("on_results", ""),
         ("metadata", ", as its text"),
     )
 ]

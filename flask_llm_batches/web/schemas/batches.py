@@ -105,6 +105,10 @@ class _AskedSchema(RequestSchema):
         allow_none=True,
         validate=[validate.Length(min=1, max=MAX_OWNER_LENGTH), no_control_characters],
     )
+    on_results = fields.String(
+        load_default=None,
+        metadata={"description": "The name of a handler of this app that takes the rows."},
+    )
 
 
 def _check_number(pairs: dict[str, str]) -> None:

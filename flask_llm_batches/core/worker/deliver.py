@@ -1,0 +1,142 @@
+"""Delivers the rows of a batch from the archive to the host's handler, each once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+from flask import current_app
+
+from flask_llm_batches.batch import Row, own_id
+from flask_llm_batches.core.archive import Archive
+from flask_llm_batches.core.handlers import Handler, Handlers
+from flask_llm_batches.core.worker.steps import Next
+from flask_llm_batches.delivery import DeliveredRow
+from flask_llm_batches.store.deliveries import Deliveries, Overtaken, Refused
+from flask_llm_batches.store.models import Record, SetAside
+
+logger = logging.getLogger(__name__)
+
+GROUP = 200
+"""The most rows that a handler gets at once."""
+
+_BUDGET = 20.0  # seconds after which a worker looks at what else is due
+_ALONE = 2  # failures after which rows are delivered one by one
+_BROKEN = 6  # failures after which rows are set aside even if the handler takes none
+_NO_HANDLER = 60
+_DAY = 24 * 3600
+_LONGEST_ERROR = 500
+
+
+class Deliver:
+    """The step that delivers the rows of a batch.
+
+    Args:
+        handlers: Take the rows.
+        archive: Has them.
+        deliveries: How far they are delivered.
+        retention: Days for which the archive is kept; with 0 it is deleted after the delivery.
+    """
+
+    def __init__(
+        self, handlers: Handlers, archive: Archive, deliveries: Deliveries, *, retention: int
+    ) -> None:
+        self._handlers = handlers
+        self._archive = archive
+        self._deliveries = deliveries
+        self._retention = retention
+
+    def __call__(self, record: Record, failures: int) -> Next:
+        handler = self._handlers.find(record.on_results or "")
+        if handler is None:
+            return Next(f"this process has no handler {record.on_results!r}", after=_NO_HANDLER)
+        ends_at = time.monotonic() + _BUDGET
+        done, aside = record.delivered, 0
+        try:
+            for group in _groups(self._archive.rows(record), record):
+                try:
+                    self._deliver(handler, record, group, start=done)
+                except Overtaken:
+                    raise
+                except Exception:
+                    if failures < _ALONE:
+                        raise
+                    broken = failures >= _BROKEN
+                    aside += self._deliver_alone(handler, record, group, start=done, broken=broken)
+                done += len(group)
+                if time.monotonic() >= ends_at:
+                    return Next(f"{done} rows so far", after=0)
+        except Overtaken:
+            return Next("another worker delivers it")
+        then: dict[str, float] = {}
+        if self._retention == 0:
+            then["expire"] = 30 * _DAY if aside else 0
+        return Next(f"{done} rows, {aside} set aside", then=then)
+
+    def again(self, record: Record, row: SetAside) -> bool:
+        """Deliver a row that was set aside, and return whether the handler takes it now."""
+        handler = self._handlers.find(record.on_results or "")
+        if handler is None:
+            return False
+        rows = chain.from_iterable(self._archive.rows(record))
+        for found in islice(rows, row.number, row.number + 1):
+            try:
+                with self._deliveries.deliver_again(row):
+                    _call(handler, record, [_delivered(record, row.number, found)])
+            except Exception:
+                logger.exception("a handler still refuses row %r of %s", row.custom_id, own_id(record.uid))
+            else:
+                return True
+        return False
+
+    def _deliver(self, handler: Handler, record: Record, rows: Sequence[DeliveredRow], *, start: int) -> None:
+        with self._deliveries.deliver(record, start=start, end=start + len(rows)):
+            _call(handler, record, rows)
+
+    def _deliver_alone(
+        self, handler: Handler, record: Record, rows: Sequence[DeliveredRow], *, start: int, broken: bool
+    ) -> int:
+        """Deliver rows one by one, set aside those that the handler refuses, and return their number.
+
+        If it takes none of them, the rows are not what is wrong, and its error is raised.
+        """
+        refused: list[Refused] = []
+        at, aside = start, 0
+        for number, row in enumerate(rows, start):
+            try:
+                with self._deliveries.deliver(record, start=at, end=number + 1, refused=refused):
+                    _call(handler, record, [row])
+            except Overtaken:
+                raise
+            except Exception as error:
+                if number == start + len(rows) - 1 and at == start and not broken:
+                    raise
+                logger.warning("a handler refuses row %r of %s", row.custom_id, own_id(record.uid))
+                text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+                refused.append(Refused(number, row.custom_id, text))
+            else:
+                at, aside, refused = number + 1, aside + len(refused), []
+        if refused:
+            with self._deliveries.deliver(record, start=at, end=start + len(rows), refused=refused):
+                pass
+        return aside + len(refused)
+
+
+def _groups(groups: Iterator[Sequence[Row]], record: Record) -> Iterator[list[DeliveredRow]]:
+    """Yield the rows that are not delivered yet, some at a time."""
+    rows = islice(chain.from_iterable(groups), record.delivered, None)
+    numbered = (_delivered(record, number, row) for number, row in enumerate(rows, record.delivered))
+    while group := list(islice(numbered, GROUP)):
+        yield group
+
+
+def _delivered(record: Record, number: int, row: Row) -> DeliveredRow:
+    result = None if row.result is None else json.loads(bytes(row.result))
+    return DeliveredRow(row.custom_id, result, row.error, f"{record.uid}-{number}")
+
+
+def _call(handler: Handler, record: Record, rows: Sequence[DeliveredRow]) -> None:
+    current_app.ensure_sync(handler)(rows, record.last_seen())

@@ -1,0 +1,35 @@
+"""Retrieves a running batch, and settles one whose create got no answer."""
+
+from __future__ import annotations
+
+import time
+
+from flask_llm_batches.core.lookup import Lookup
+from flask_llm_batches.core.reconcile import FRESH, Reconciler
+from flask_llm_batches.core.worker.steps import Next
+from flask_llm_batches.store.batches import SETTLED
+from flask_llm_batches.store.models import Record
+
+# A batch is retrieved again after this share of its age: after seconds at first, five minutes at most.
+_SHARE, _LONGEST = 0.1, 300
+
+
+class Refresh:
+    """The step that follows a batch until it has ended."""
+
+    def __init__(self, lookup: Lookup, reconciler: Reconciler) -> None:
+        self._lookup = lookup
+        self._reconciler = reconciler
+
+    def __call__(self, record: Record, _failures: int) -> Next:
+        if record.state not in SETTLED:
+            record = self._reconciler.settled(record)
+            if record.state not in SETTLED:
+                return Next("it is not known yet", after=self._reconciler.retry_after(record))
+        if record.status is None:  # the provider refused it
+            return Next("it was refused")
+        batch = self._lookup.refresh(record)
+        if batch.finished:
+            return Next(batch.status, then={"archive": 0})
+        age = time.time() - record.created_at
+        return Next(batch.status, after=min(max(FRESH, _SHARE * age), _LONGEST))

@@ -1,0 +1,77 @@
+"""How far the rows of batches are delivered, and which were set aside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from flask_llm_batches.store.models import BatchRow, Record, SetAside, SetAsideRow
+from flask_llm_batches.store.store import Store, transaction
+
+_SET_ASIDE = select(*(getattr(SetAsideRow, name) for name in SetAside.__slots__))
+
+
+class Refused(NamedTuple):
+    """A row that a handler refuses: its place in the archive, its id, and why."""
+
+    number: int
+    custom_id: str
+    error: str
+
+
+class Overtaken(Exception):
+    """Another worker has delivered these rows meanwhile."""
+
+
+class Deliveries(Store):
+    """The deliveries of one app."""
+
+    @contextmanager
+    def deliver(
+        self, record: Record, *, start: int, end: int, refused: Collection[Refused] = ()
+    ) -> Iterator[None]:
+        """Run the block in a transaction of the host's session, in which the rows become delivered.
+
+        So what the block writes through that session is committed with it, or neither is. It is one
+        transaction where the record is in the database of the session.
+
+        Args:
+            record: The batch.
+            start: The number of rows that were delivered before.
+            end: The number of rows that are delivered after the block.
+            refused: Those of them that are set aside.
+
+        Raises:
+            Overtaken: Another number of rows was delivered before.
+        """
+        this = BatchRow.id == record.id, BatchRow.delivered == start
+        with self._database.host_transaction() as execute:
+            yield
+            if execute(update(BatchRow).where(*this).values(delivered=end)).rowcount != 1:
+                raise Overtaken
+            now = int(time.time())
+            for row in refused:
+                values = {"batch_uid": record.uid, "created_at": now, **row._asdict()}
+                execute(insert(SetAsideRow).values(values))
+
+    @contextmanager
+    def deliver_again(self, row: SetAside) -> Iterator[None]:
+        """Run the block in a transaction of the host's session, after which a row is not set aside."""
+        with self._database.host_transaction() as execute:
+            yield
+            if execute(delete(SetAsideRow).where(SetAsideRow.id == row.id)).rowcount != 1:
+                raise Overtaken
+
+    @transaction
+    def all_set_aside(
+        self, connection: Connection, *, batch_uid: str | None, limit: int
+    ) -> Sequence[SetAside]:
+        """Return rows that are set aside, oldest first."""
+        query = _SET_ASIDE.order_by(SetAsideRow.id).limit(limit)
+        if batch_uid is not None:
+            query = query.where(SetAsideRow.batch_uid == batch_uid)
+        return [SetAside(*row) for row in connection.execute(query)]
