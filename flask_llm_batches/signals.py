@@ -22,7 +22,7 @@ Payload: ``batch`` (``Batch``) and ``owner`` (a string).
 """
 
 usage_recorded = _signals.signal("usage-recorded")
-"""A row of usage was inserted. Payload: ``usage``, a dict of its columns (``store/models.py``)."""
+"""A row of usage was inserted. Payload: ``usage``, a dict of its columns (``store/models/batches.py``)."""
 
 
 def send(signal: NamedSignal, **payload: Any) -> None:

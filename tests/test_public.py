@@ -13,6 +13,7 @@ from flask_llm_batches import (
     EVERYONE,
     Batch,
     Checked,
+    DeliveredRow,
     LLMBatches,
     LLMBatchesError,
     Page,
@@ -33,7 +34,18 @@ from tests.hosts import requests
 
 PUBLIC = {
     *("EVERYONE", "Batch", "Checked", "ConfigurationError", "LLMBatches", "LLMBatchesError", "Owner", "Page"),
-    *("Principal", "Problem", "Results", "Row", "RowError", "Service", "Settled", "UsageSum"),
+    *(
+        "DeliveredRow",
+        "InvalidOutput",
+        "Principal",
+        "Problem",
+        "Results",
+        "Row",
+        "RowError",
+        "Service",
+        "Settled",
+        "UsageSum",
+    ),
     "current_llm_batches",
 }
 
@@ -75,6 +87,7 @@ def test_a_batch_has_types(app: Flask, llm_provider: Simulator) -> None:
         assert_type(sums, Sequence[UsageSum])
         assert_type(current_llm_batches.reconcile(), Sequence[Settled])
         assert_type(current_llm_batches.purge(before=0), int)
+        assert_type(current_llm_batches.tick(budget=5), int)
         assert_type(current_llm_batches.keys.create(owner="ada"), str)
 
 
@@ -99,6 +112,14 @@ def test_decorators_keep_types() -> None:
     def principal() -> Principal | None:
         return Principal("ada", admin=True)
 
+    @extension.on_results("label", http=True)
+    def label(rows: Sequence[DeliveredRow], batch: Batch) -> None:
+        for row in rows:
+            assert_type(row.text, str | None)
+            assert_type(row.usage, dict[str, Any] | None)
+            assert_type(row.error, RowError | None)
+
+    assert_type(label([], Batch(id="b", provider="openai", status="completed", created_at=0)), None)
     assert_type(principal(), Principal | None)
     assert principal() == Principal("ada", admin=True)
 

@@ -19,6 +19,7 @@ from flask import Flask
 
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.testing import Simulator
+from tests.databases import query
 from tests.hosts import requests
 from tests.servers import free_port, gunicorn
 
@@ -93,7 +94,7 @@ def test_the_factory_example_is_an_app(example: Namespace) -> None:
 
 def test_the_hosts_own_code(example: Namespace) -> None:
     """The calls of the example do what the endpoints do."""
-    run(block("current_llm_batches.create"), example)
+    run(block("current_llm_batches.list("), example)
     assert example["batch"].status == "cancelling"
     assert len(example["batches"]) == 1
 
@@ -148,6 +149,33 @@ def test_the_blueprint_elsewhere(example: Namespace) -> None:
     assert app.test_client().get("/v1/batches").status_code == 404
 
 
+def test_rows_come_into_the_apps_own_table(
+    example: Namespace, llm_provider: Simulator, tmp_path: Path
+) -> None:
+    """The function of the example labels tickets, and the commands are there."""
+    db = example["db"]
+    ticket = type(
+        "Ticket",
+        (db.Model,),
+        {"id": db.Column(db.Integer, primary_key=True), "label": db.Column(db.String(99))},
+    )
+    app = example["create_app"]()
+    with app.app_context():
+        db.session.add(ticket(id=7))
+        db.session.commit()
+    example |= {"app": app, "Ticket": ticket, "current_llm_batches": current_llm_batches}
+    example["requests"] = [{**requests(1)[0], "custom_id": "7"}]
+    run(block("@llm_batches.on_results"), example)
+    llm_provider.batches[-1].finish()
+    query(f"sqlite:///{tmp_path / 'app.sqlite3'}", "UPDATE llm_batches_task SET due_at = 0")
+    _, tick, deliveries = block("flask llm-batches worker").splitlines()
+    for line in (tick, deliveries):
+        done = app.test_cli_runner().invoke(args=line.partition("#")[0].split()[1:])
+        assert done.exit_code == 0, done.output
+    with app.app_context():
+        assert db.session.get(ticket, 7).label == "say 0"
+
+
 def test_the_commands(example: Namespace) -> None:
     """The commands make, list and revoke keys."""
     runner = example["app"].test_cli_runner()
@@ -178,7 +206,7 @@ def test_signals(example: Namespace, llm_provider: Simulator, caplog: pytest.Log
     """The receiver hears of a batch that has ended."""
     caplog.set_level("INFO")
     run(block("connect_via"), example)
-    run(block("current_llm_batches.create"), example)
+    run(block("current_llm_batches.list("), example)
     llm_provider.batches[0].finish()
     with example["app"].app_context():
         example["current_llm_batches"].retrieve(example["batch"].id, owner="42")

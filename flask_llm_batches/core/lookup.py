@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from flask_llm_batches.batch import FINISHED, STATUSES, Batch, own_id
+from flask_llm_batches.batch import FINISHED, Batch, own_id
 from flask_llm_batches.config import Settings, provider_name
 from flask_llm_batches.core.adoption import Adopter, is_submitting
 from flask_llm_batches.core.reconcile import FRESH, Reconciler
@@ -24,16 +22,12 @@ from flask_llm_batches.errors import (
     ValidationFailed,
 )
 from flask_llm_batches.fields import is_id
-from flask_llm_batches.providers.adapters import Page
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import batch_finished, send
 from flask_llm_batches.store.batches import SETTLED, Batches
 from flask_llm_batches.store.models import Record
 
 logger = logging.getLogger(__name__)
-
-MAX_PAGE = 100
-"""The most batches of a page."""
 
 
 class Place(NamedTuple):
@@ -189,49 +183,6 @@ class Lookup:
                 retry_after=self._reconciler.retry_after(record),
             )
 
-    def list(
-        self,
-        *,
-        owner: str | None,
-        provider: str | None,
-        status: str | None,
-        after: str | None,
-        limit: int,
-    ) -> Page:
-        """List batches, newest first.
-
-        Those of an owner, or with a status, are from the record; otherwise it is what the provider has.
-        """
-        if not 1 <= limit <= MAX_PAGE:
-            raise ValidationFailed.of(
-                f"Must be greater than or equal to 1 and less than or equal to {MAX_PAGE}.", "limit"
-            )
-        if status is not None and status not in STATUSES:
-            raise ValidationFailed.of(f"Must be one of: {', '.join(sorted(STATUSES))}.", "status")
-        if owner is None and status is None:
-            return self._list_provider(provider, after, limit)
-        name = None if provider is None else provider_name(provider)
-        last = None
-        if after is not None:
-            found = self._batches.find(after) if is_id(after) else ()
-            last = next(
-                (one for one in found if owner in (None, one.owner) and name in (None, one.provider)), None
-            )
-            if last is None:
-                raise ValidationFailed.of("Not the id of a batch in this list.", "after")
-        if owner is not None:
-            self._reconciler.settle_theirs(owner=owner, provider=name)
-        if status is not None:
-            self._refreshed(self._batches.running(owner=owner, provider=name, limit=MAX_PAGE))
-        records, has_more = self._batches.list(
-            owner=owner, provider=name, status=status, after=last, limit=limit
-        )
-        if name is not None and not records:
-            self._providers.name_of(name)  # one that is not in the settings any more may have batches here
-        if status is not None:
-            return Page([record.last_seen() for record in records], has_more)
-        return Page(self._refreshed(records), has_more)
-
     def seen(self, record: Record | None, batch: Batch) -> Batch:
         """Record a batch that its provider has just returned, and return it as it is now."""
         if record is None:
@@ -250,7 +201,7 @@ class Lookup:
         place = Place(record.provider, record.batch_id or own_id(record.uid), record)
         return self._fresh(record) or self._now(place)
 
-    def _missing(self, record: Record) -> Batch | None:
+    def missing(self, record: Record) -> Batch | None:
         """Record that a provider does not have a batch; return the batch if it counts as failed now."""
         batch = self._batches.missing(record)
         if batch is not None:
@@ -282,43 +233,13 @@ class Lookup:
         try:
             batch = self._providers.retrieve(place.provider, place.batch_id)
         except BatchNotFound:
-            gone = None if record is None else self._missing(record)
+            gone = None if record is None else self.missing(record)
             if gone is None:
                 raise
             return gone
         if record is None:
             self._adopter.notice(place.provider, [batch])
         return self.seen(record, batch)
-
-    def _list_provider(self, provider: str | None, after: str | None, limit: int) -> Page:
-        if provider is None:
-            raise ValidationFailed.of(
-                f"{REQUIRED} An admin lists what a provider has: name it, as in provider=openai.", "provider"
-            )
-        name = self._providers.name_of(provider)
-        if after is not None and not is_id(after):
-            raise ValidationFailed.of("Not the id of a batch in this list.", "after")
-        page = self._providers.list(name, after=after, limit=limit)
-        found = self._batches.find_all([batch.id for batch in page.batches])
-        ours = {record.batch_id: record for record in found if record.provider == name}
-        self._adopter.notice(name, [batch for batch in page.batches if batch.id not in ours])
-        return Page([self.seen(ours.get(batch.id), batch) for batch in page.batches], page.has_more)
-
-    def _refreshed(self, records: Sequence[Record]) -> Sequence[Batch]:
-        before = int(time.time()) - FRESH
-        running = [one for one in records if one.batch_id is not None and one.status not in FINISHED]
-        stale = [one for one in running if (one.refreshed_at or 0) <= before]
-        due = list(self._batches.claim_refresh(stale, before=before)) if stale else []
-        random.shuffle(due)  # not all may get a turn, and next time it is the turn of others
-        answers = self._providers.retrieve_many([(one.provider, str(one.batch_id)) for one in due])
-        fresh = {
-            record.id: self._missing(record)
-            if isinstance(answer, BatchNotFound)
-            else self.seen(record, answer)
-            for record, answer in zip(due, answers, strict=True)
-            if answer is not None
-        }
-        return [fresh.get(one.id) or one.last_seen() for one in records]
 
     def _is_untracked(self, provider: str, batch_id: str) -> bool:
         """Return whether a batch without a record may be shown, because it was not made here."""

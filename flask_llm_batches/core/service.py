@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -16,11 +15,12 @@ from flask_llm_batches.core.handlers import Handlers
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.idempotency import Idempotency
 from flask_llm_batches.core.keys import Keys
+from flask_llm_batches.core.lists import Lists
 from flask_llm_batches.core.lookup import Lookup
-from flask_llm_batches.core.reconcile import Reconciler, Settled
+from flask_llm_batches.core.operations import Operations
+from flask_llm_batches.core.reconcile import Reconciler
 from flask_llm_batches.core.requests import Incoming, Requests
 from flask_llm_batches.core.results import ResultReader, Results
-from flask_llm_batches.core.spool import sweep
 from flask_llm_batches.core.worker.alive import WorkerAlive
 from flask_llm_batches.core.worker.archive import ArchiveResults
 from flask_llm_batches.core.worker.deliver import Deliver
@@ -41,7 +41,6 @@ from flask_llm_batches.store.database import Database
 from flask_llm_batches.store.deliveries import Deliveries
 from flask_llm_batches.store.idempotency import IdempotencyKeys
 from flask_llm_batches.store.manifests import Manifests
-from flask_llm_batches.store.models import SetAside
 from flask_llm_batches.store.purge import Purge
 from flask_llm_batches.store.searches import Searches
 from flask_llm_batches.store.tasks import Tasks, Workers
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 NO_WORKER = "No worker is alive: on_results needs one, such as flask llm-batches worker."
 
 
-class Service:
+class Service(Operations):
     """The batches of one app; ``current_llm_batches`` is the current app's.
 
     Every call names the ``owner`` whose batches it is about: a string, the ``Principal`` who calls, or
@@ -89,8 +88,8 @@ class Service:
             settings, batches, providers, self._reconciler, self._adopter, self._worker_alive
         )
         self._archive = Archive(self._storage)
+        self._lists = Lists(batches, providers, self._reconciler, self._adopter, self._lookup)
         self._results = ResultReader(batches, Manifests(database), providers, self._archive)
-        self._batches = batches
         self._deliveries = Deliveries(database)
         self._deliver = Deliver(handlers, self._archive, self._deliveries, retention=settings.retention)
         steps: dict[str, Step] = {
@@ -225,7 +224,7 @@ class Service:
             after: The id of the last batch of the previous page.
             limit: The length of the page, 1 to 100.
         """
-        return self._lookup.list(
+        return self._lists.list(
             owner=owner_or_everyone(owner), provider=provider, status=status, after=after, limit=limit
         )
 
@@ -284,110 +283,6 @@ class Service:
             group_by: One sum for each of them; by default one sum. At most 10,000 batches.
         """
         return self._usage.sums(group_by=group_by, owner=owner_or_everyone(owner), since=since, until=until)
-
-    def reconcile(self, *, older_than: float | None = None) -> Sequence[Settled]:
-        """Look for all unsettled batches at their providers now, and delete files that crashes left.
-
-        Args:
-            older_than: Seconds after which a batch that its provider does not list has failed, at least
-                120; ``LLM_BATCHES_SEARCH_WINDOW`` by default.
-        """
-        settled = self._reconciler.settle_every(older_than=older_than)
-        silent = self.settings.transfer_timeout + 60
-        sweep(self.settings.spool_dir, older_than=silent)
-        self._storage.sweep(older_than=silent)
-        return settled
-
-    def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:
-        """Delete the record of batches that have ended and were created before a time.
-
-        Their archived results are deleted, their ``Idempotency-Key``s can be used again, and only an admin
-        can still read what the provider has of them. Sums of the usage include them, unless their usage is
-        deleted, too.
-
-        Args:
-            before: Unix seconds.
-            usage: Whether to delete their usage.
-            dry_run: Whether to count them only.
-
-        Returns:
-            The number of batches.
-        """
-        if dry_run:
-            return self._purge.count(before=before)
-        deleted = 0
-        while uids := self._purge.oldest(before=before):
-            for uid in uids:
-                self._archive.delete(uid)
-            self._purge.delete(uids, usage=usage)
-            deleted += len(uids)
-        return deleted
-
-    def tick(self, *, budget: float | None = None) -> int:
-        """Do what a worker would do now, and return the number of steps that this took.
-
-        Args:
-            budget: Seconds after which no further step begins; None for no limit.
-        """
-        return self._ticker.tick(budget=budget, stop=lambda: False)
-
-    def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:
-        """Be a worker until ``stop`` is set, and then until the steps that are running have ended.
-
-        Args:
-            stop: Ends the worker.
-            concurrency: How many steps run at the same time.
-        """
-        self._runner.work(stop, concurrency=concurrency)
-
-    def set_aside(self, *, batch_id: str | None = None, limit: int = 1000) -> Sequence[SetAside]:
-        """Return rows that a handler refuses, oldest first.
-
-        Args:
-            batch_id: Only rows of this batch.
-            limit: The most rows to return.
-        """
-        uid = None if batch_id is None else self._lookup.record_of(batch_id).uid
-        return self._deliveries.all_set_aside(batch_uid=uid, limit=limit)
-
-    def deliver_again(self, batch_id: str) -> tuple[int, int]:
-        """Deliver the rows of a batch again that were set aside, one by one.
-
-        Returns:
-            How many were delivered, and how many are still refused.
-        """
-        record = self._lookup.record_of(batch_id)
-        rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=100_000)
-        done = sum(self._deliver.again(record, row) for row in rows)
-        return done, len(rows) - done
-
-    def adopt(self, uid: str, batch_id: str) -> Batch:
-        """Record that an unsettled batch is the one with a provider's id.
-
-        Providers that keep no metadata, such as Anthropic, cannot tell which create made a batch, so
-        an operator decides.
-
-        Args:
-            uid: Our own id of the unsettled batch.
-            batch_id: The provider's id.
-
-        Raises:
-            AdoptionRefused: The batch is recorded for somebody, has another number of requests, or the
-                unsettled one is none.
-            BatchNotFound: The provider has no such batch.
-        """
-        return self._adopter.adopt(uid, batch_id)
-
-    def give_up(self, uid: str) -> None:
-        """Record that the provider does not have an unsettled batch. Its key can be used again.
-
-        Args:
-            uid: Our own id of the unsettled batch.
-
-        Raises:
-            AdoptionRefused: No batch with this id is being looked for.
-        """
-        self._adopter.give_up(uid)
 
     def release_connection(self) -> None:
         """Release the connection on which the host's ``db.session`` has only read.

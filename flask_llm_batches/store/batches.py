@@ -17,6 +17,7 @@ from flask_llm_batches.store import idempotency, manifests, tasks
 from flask_llm_batches.store.leases import extend_lease, new_lease
 from flask_llm_batches.store.models import BatchRow, Record
 from flask_llm_batches.store.queries import RECORD, BatchQueries
+from flask_llm_batches.store.reasons import ID_TAKEN, LOST, NOT_THERE
 from flask_llm_batches.store.store import CommitUnknown, patient_transaction, transaction
 from flask_llm_batches.store.usage import Tokens, Usage, find_usage, insert_usage
 
@@ -25,34 +26,12 @@ logger = logging.getLogger(__name__)
 SETTLED = ("accepted", "failed")
 """The states of a batch of which it is known whether the provider has it."""
 
-_NOT_THERE = {
-    "code": "not_created",
-    "line": None,
-    "message": "The provider has no such batch: nothing of it has run, and nothing was billed.",
-    "param": None,
-}
-
-_ID_TAKEN = {
-    "code": "id_taken",
-    "line": None,
-    "message": "The provider has given the id of this batch to another one, and has this one no more.",
-    "param": None,
-}
-
 _OLDER = 60  # seconds between two batches of one id, at least
 
 _FIRST_REFRESH = 2  # seconds until a worker retrieves a new batch
 
 LOST_AFTER = 24 * 3600
 """Seconds for which a provider must have said that it has no such batch until the batch counts as failed."""
-
-_LOST = {
-    "code": "lost",
-    "line": None,
-    "message": "The provider has had no such batch for more than a day.",
-    "param": None,
-}
-
 
 _UNSETTLED = ("submitting", "unknown")
 
@@ -252,7 +231,7 @@ class Batches(BatchQueries):
         lost = record.snapshot | {
             "status": "failed",
             "failed_at": now,
-            "errors": {"object": "list", "data": [_LOST]},
+            "errors": {"object": "list", "data": [LOST]},
         }
         long_ago = BatchRow.missing_since <= now - LOST_AFTER
         claim = update(BatchRow).where(*running, long_ago).values(status="failed", snapshot=lost)
@@ -265,7 +244,7 @@ class Batches(BatchQueries):
 
         Its key, if it has one, stays with it: the batch may turn up after all.
         """
-        errors = {"object": "list", "data": [_NOT_THERE]}
+        errors = {"object": "list", "data": [NOT_THERE]}
         shown = record.snapshot | {"status": "failed", "failed_at": int(time.time()), "errors": errors}
         this = BatchRow.id == record.id, BatchRow.lease_until == record.lease_until
         claim = update(BatchRow).where(*this, BatchRow.state.in_(_UNSETTLED))
@@ -327,7 +306,7 @@ def _take_id(connection: Connection, record: Record, batch: Batch) -> None:
         )
         shown = old.snapshot | {"id": own_id(old.uid), "output_file_id": None, "error_file_id": None}
         if old.status not in FINISHED:
-            shown |= {"status": "failed", "errors": {"object": "list", "data": [_ID_TAKEN]}}
+            shown |= {"status": "failed", "errors": {"object": "list", "data": [ID_TAKEN]}}
         values = {"batch_id": None, "status": shown["status"], "snapshot": shown}
         connection.execute(update(BatchRow).where(BatchRow.id == old.id).values(values))
         idempotency.record_answer(connection, old.uid, Batch.from_dict(shown, old.provider))

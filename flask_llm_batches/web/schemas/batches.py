@@ -15,7 +15,7 @@ from flask_llm_batches.core.create import (
     MAX_METADATA_KEY,
     MAX_METADATA_VALUE,
 )
-from flask_llm_batches.core.lookup import MAX_PAGE
+from flask_llm_batches.core.lists import MAX_PAGE
 from flask_llm_batches.core.requests import MAX_CUSTOM_ID_LENGTH
 from flask_llm_batches.errors import InvalidJSON, ValidationFailed
 from flask_llm_batches.principal import MAX_OWNER_LENGTH, has_control_characters

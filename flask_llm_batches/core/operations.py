@@ -1,0 +1,141 @@
+"""What operators, commands and workers call: the other half of the service."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from flask_llm_batches.batch import Batch
+from flask_llm_batches.config import Settings
+from flask_llm_batches.core.adoption import Adopter
+from flask_llm_batches.core.archive import Archive
+from flask_llm_batches.core.lookup import Lookup
+from flask_llm_batches.core.reconcile import Reconciler, Settled
+from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.worker.deliver import Deliver
+from flask_llm_batches.core.worker.run import Runner
+from flask_llm_batches.core.worker.tick import Ticker
+from flask_llm_batches.storage.storage import Storage
+from flask_llm_batches.store.deliveries import Deliveries
+from flask_llm_batches.store.models import SetAside
+from flask_llm_batches.store.purge import Purge
+
+
+class Operations:
+    """The calls that are about all batches of an app, whoever owns them. ``Service`` has them, too."""
+
+    settings: Settings
+    _adopter: Adopter
+    _archive: Archive
+    _deliver: Deliver
+    _deliveries: Deliveries
+    _lookup: Lookup
+    _purge: Purge
+    _reconciler: Reconciler
+    _runner: Runner
+    _storage: Storage
+    _ticker: Ticker
+
+    def reconcile(self, *, older_than: float | None = None) -> Sequence[Settled]:
+        """Look for all unsettled batches at their providers now, and delete files that crashes left.
+
+        Args:
+            older_than: Seconds after which a batch that its provider does not list has failed, at least
+                120; ``LLM_BATCHES_SEARCH_WINDOW`` by default.
+        """
+        settled = self._reconciler.settle_every(older_than=older_than)
+        silent = self.settings.transfer_timeout + 60
+        sweep(self.settings.spool_dir, older_than=silent)
+        self._storage.sweep(older_than=silent)
+        return settled
+
+    def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:
+        """Delete the record of batches that have ended and were created before a time.
+
+        Their archived results are deleted, their ``Idempotency-Key``s can be used again, and only an admin
+        can still read what the provider has of them. Sums of the usage include them, unless their usage is
+        deleted, too.
+
+        Args:
+            before: Unix seconds.
+            usage: Whether to delete their usage.
+            dry_run: Whether to count them only.
+
+        Returns:
+            The number of batches.
+        """
+        if dry_run:
+            return self._purge.count(before=before)
+        deleted = 0
+        while uids := self._purge.oldest(before=before):
+            for uid in uids:
+                self._archive.delete(uid)
+            self._purge.delete(uids, usage=usage)
+            deleted += len(uids)
+        return deleted
+
+    def tick(self, *, budget: float | None = None) -> int:
+        """Do what a worker would do now, and return the number of steps that this took.
+
+        Args:
+            budget: Seconds after which no further step begins; None for no limit.
+        """
+        return self._ticker.tick(budget=budget, stop=lambda: False)
+
+    def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:
+        """Be a worker until ``stop`` is set, and then until the steps that are running have ended.
+
+        Args:
+            stop: Ends the worker.
+            concurrency: How many steps run at the same time.
+        """
+        self._runner.work(stop, concurrency=concurrency)
+
+    def set_aside(self, *, batch_id: str | None = None, limit: int = 1000) -> Sequence[SetAside]:
+        """Return rows that a handler refuses, oldest first.
+
+        Args:
+            batch_id: Only rows of this batch.
+            limit: The most rows to return.
+        """
+        uid = None if batch_id is None else self._lookup.record_of(batch_id).uid
+        return self._deliveries.all_set_aside(batch_uid=uid, limit=limit)
+
+    def deliver_again(self, batch_id: str) -> tuple[int, int]:
+        """Deliver the rows of a batch again that were set aside, one by one.
+
+        Returns:
+            How many were delivered, and how many are still refused.
+        """
+        record = self._lookup.record_of(batch_id)
+        rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=100_000)
+        done = sum(self._deliver.again(record, row) for row in rows)
+        return done, len(rows) - done
+
+    def adopt(self, uid: str, batch_id: str) -> Batch:
+        """Record that an unsettled batch is the one with a provider's id.
+
+        Providers that keep no metadata, such as Anthropic, cannot tell which create made a batch, so
+        an operator decides.
+
+        Args:
+            uid: Our own id of the unsettled batch.
+            batch_id: The provider's id.
+
+        Raises:
+            AdoptionRefused: The batch is recorded for somebody, has another number of requests, or the
+                unsettled one is none.
+            BatchNotFound: The provider has no such batch.
+        """
+        return self._adopter.adopt(uid, batch_id)
+
+    def give_up(self, uid: str) -> None:
+        """Record that the provider does not have an unsettled batch. Its key can be used again.
+
+        Args:
+            uid: Our own id of the unsettled batch.
+
+        Raises:
+            AdoptionRefused: No batch with this id is being looked for.
+        """
+        self._adopter.give_up(uid)

@@ -1,0 +1,91 @@
+"""The tables of what workers do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from flask_llm_batches.store.models.base import BINARY, ID, Base, Leased
+
+
+class TaskRow(Leased, Base):
+    """A step that a worker has to do for a batch. Its lease is held by the worker that does it.
+
+    Attributes:
+        batch_uid: The batch: ``BatchRow.uid``.
+        step: What to do: the name of a module in ``core/worker``.
+        due_at: When to do it, or to do it again.
+        failures: How often it has failed since it was last done.
+    """
+
+    __tablename__ = "llm_batches_task"
+    __table_args__ = (UniqueConstraint("batch_uid", "step"), Index(None, "due_at"), BINARY)
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    step: Mapped[str] = mapped_column(String(16))
+    due_at: Mapped[int] = mapped_column(BigInteger)
+    failures: Mapped[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A row of ``TaskRow``, which documents each column."""
+
+    id: int
+    batch_uid: str
+    step: str
+    due_at: int
+    failures: int
+    lease_token: str | None
+    lease_until: int | None
+
+
+class WorkerRow(Base):
+    """A process that works.
+
+    Attributes:
+        uid: Its own id.
+        seen_at: When it was last known to be alive.
+    """
+
+    __tablename__ = "llm_batches_worker"
+    __table_args__ = (BINARY,)
+
+    uid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    seen_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class SetAsideRow(Base):
+    """A row that a handler refuses whenever it gets it.
+
+    Attributes:
+        batch_uid: The batch: ``BatchRow.uid``.
+        number: The place of the row in the archive, from 0.
+        error: What the handler raised: its class, and the beginning of its message.
+        created_at: When it was set aside.
+    """
+
+    __tablename__ = "llm_batches_set_aside"
+    __table_args__ = (UniqueConstraint("batch_uid", "number"), BINARY)
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    number: Mapped[int]
+    custom_id: Mapped[str] = mapped_column(String(512))
+    error: Mapped[str] = mapped_column(String(500))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A row of ``SetAsideRow``, which documents each column."""
+
+    id: int
+    batch_uid: str
+    number: int
+    custom_id: str
+    error: str
+    created_at: int

@@ -1,0 +1,24 @@
+"""Why a batch has failed that its provider does not report as failed: items of ``errors.data``."""
+
+from __future__ import annotations
+
+NOT_THERE = {
+    "code": "not_created",
+    "line": None,
+    "message": "The provider has no such batch: nothing of it has run, and nothing was billed.",
+    "param": None,
+}
+
+ID_TAKEN = {
+    "code": "id_taken",
+    "line": None,
+    "message": "The provider has given the id of this batch to another one, and has this one no more.",
+    "param": None,
+}
+
+LOST = {
+    "code": "lost",
+    "line": None,
+    "message": "The provider has had no such batch for more than a day.",
+    "param": None,
+}
