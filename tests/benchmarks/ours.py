@@ -12,11 +12,12 @@ from tests.benchmarks.upstream import MAX_ROWS
 from tests.hosts import create_host
 
 
-def create_app() -> Flask:
+def create_app(worker: str | None = None) -> Flask:
     OpenAIAdapter.max_requests = None  # 50,000 are too few to tell whether memory grows with them
     return create_host(
         database=os.environ["HOST_DATABASE"],
         providers=json.loads(os.environ["HOST_PROVIDERS"]),
         spool_dir=os.environ["HOST_SPOOL"],
         max_requests=MAX_ROWS,
+        worker=worker,
     )

@@ -42,8 +42,8 @@ class Contender:
 
 
 @contextmanager
-def ours(simulator: Simulator, folder: Path) -> Iterator[Contender]:
-    with _server(simulator, folder, "ours") as server:
+def ours(simulator: Simulator, folder: Path, arguments: str = "") -> Iterator[Contender]:
+    with _server(simulator, folder, "ours", arguments) as server:
         yield Contender(server, "")
 
 
@@ -57,6 +57,8 @@ def both(simulator: Simulator, folder: Path) -> Iterator[tuple[Contender, Conten
         yield stack.enter_context(ours(simulator, folder)), Contender(naive, "provider=openai")
 
 
-def _server(simulator: Simulator, folder: Path, name: str) -> AbstractContextManager[Running]:
+def _server(
+    simulator: Simulator, folder: Path, name: str, arguments: str = ""
+) -> AbstractContextManager[Running]:
     options = ("--workers=1", f"--threads={CONNECTIONS}", "--timeout=600")
-    return gunicorn(simulator, folder, *options, app=f"tests.benchmarks.{name}:create_app()")
+    return gunicorn(simulator, folder, *options, app=f"tests.benchmarks.{name}:create_app({arguments})")

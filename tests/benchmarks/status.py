@@ -20,10 +20,11 @@ from tests.benchmarks.wire import CONNECTIONS, HEADERS, call, json_body, on_conn
 
 SECONDS = 3.0
 ROUNDS = 5
+WITH_WORKER = "8 running, with a worker"
 
 
 def calls_per_second(urls: list[str], headers: dict[str, str], seconds: float) -> float:
-    """Ask for URLs over 8 connections, one each or all for the only one, as often as it goes."""
+    """Get URLs over 8 connections, one each or all the same one, and return the calls per second."""
     started = time.perf_counter()
     calls = on_connections(urls, lambda url: len(timings(url, seconds, headers)))
     return calls / (time.perf_counter() - started)
@@ -31,12 +32,19 @@ def calls_per_second(urls: list[str], headers: dict[str, str], seconds: float) -
 
 def bench_status(simulator: Simulator) -> list[Figure]:
     """Count the status calls of 8 connections: the naive one, ours, and the provider's own."""
-    with tempfile.TemporaryDirectory() as folder, both(simulator, Path(folder)) as (our, naive):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as another,
+        both(simulator, Path(folder)) as (our, naive),
+        ours(simulator, Path(another), "'thread'") as with_worker,
+    ):
+        followed = [with_worker.create(3, "in_progress") for _ in range(CONNECTIONS)]
         running = [our.create(3, "in_progress") for _ in range(CONNECTIONS)]
         finished = [our.create(3) for _ in range(CONNECTIONS)]
         contenders = {
             "naive": ([naive.at(running[0])], HEADERS),
             "8 running batches": ([our.at(batch_id) for batch_id in running], HEADERS),
+            WITH_WORKER: ([with_worker.at(batch_id) for batch_id in followed], HEADERS),
             "one running batch": ([our.at(running[0])], HEADERS),
             "8 finished batches": ([our.at(batch_id) for batch_id in finished], HEADERS),
             "(the provider itself)": (
@@ -51,16 +59,19 @@ def bench_status(simulator: Simulator) -> list[Figure]:
                 if round_:  # the first one only warms up
                     figures[name].append(figure)
     obvious = figures.pop("naive")
-    lines = [
-        Figure(f"status, {name}", "/s", many, obvious, bar="" if name.startswith("(") else ">= 6 x naive")
-        for name, many in figures.items()
-    ]
+    lines = [Figure(f"status, {name}", "/s", many, obvious, bar=_bar(name)) for name, many in figures.items()]
     beside = ("running", statistics.median(figures["8 running batches"]))
     return [*lines, Figure("finished beside running", "/s", figures["8 finished batches"], beside=beside)]
 
 
+def _bar(name: str) -> str:
+    if name == WITH_WORKER:
+        return ">= 15 x naive"
+    return "" if name.startswith("(") else ">= 6 x naive"
+
+
 def bench_load(simulator: Simulator) -> list[Figure]:
-    """Time one caller's status calls while another fetches 50,000 results, and one hands in as many."""
+    """Time one caller's status calls while another fetches 50,000 results, and another one submits as many."""
     with tempfile.TemporaryDirectory() as folder, ours(simulator, Path(folder)) as our:
         asked, fetched = our.create(3, "in_progress"), our.create(50_000)
         fetch = {"url": our.at(fetched, "/results")}
