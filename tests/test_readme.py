@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from celery import Celery
 from flask import Flask
 
 from flask_llm_batches import current_llm_batches
@@ -174,6 +175,15 @@ def test_rows_come_into_the_apps_own_table(
         assert done.exit_code == 0, done.output
     with app.app_context():
         assert db.session.get(ticket, 7).label == "say 0"
+
+
+def test_celery_gets_a_task(example: Namespace) -> None:
+    """The task is registered, and beat sends it."""
+    example["celery"] = Celery("host")
+    run(block("register_tasks"), example)
+    assert "llm_batches.tick" in example["celery"].tasks
+    assert example["celery"].conf.beat_schedule["llm_batches.tick"]["task"] == "llm_batches.tick"
+    example["celery"].tasks["llm_batches.tick"]()
 
 
 def test_the_commands(example: Namespace) -> None:

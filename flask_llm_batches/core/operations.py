@@ -74,12 +74,15 @@ class Operations:
             deleted += len(uids)
         return deleted
 
-    def tick(self, *, budget: float | None = None) -> int:
+    def tick(self, *, budget: float | None = None, worker: str | None = None) -> int:
         """Do what a worker would do now, and return the number of steps that this took.
 
         Args:
             budget: Seconds after which no further step begins; None for no limit.
+            worker: The name of a worker, which is recorded to be alive. For a caller that ticks all the time.
         """
+        if worker is not None:
+            self._runner.seen(worker)
         return self._ticker.tick(budget=budget, stop=lambda: False)
 
     def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:

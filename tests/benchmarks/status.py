@@ -71,7 +71,7 @@ def _bar(name: str) -> str:
 
 
 def bench_load(simulator: Simulator) -> list[Figure]:
-    """Time one caller's status calls while another fetches 50,000 results, and another one submits as many."""
+    """Time a caller's status calls while another fetches 50,000 results, and a third submits as many."""
     with tempfile.TemporaryDirectory() as folder, ours(simulator, Path(folder)) as our:
         asked, fetched = our.create(3, "in_progress"), our.create(50_000)
         fetch = {"url": our.at(fetched, "/results")}

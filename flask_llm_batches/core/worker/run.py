@@ -30,6 +30,10 @@ class Runner:
         self._ticker = ticker
         self._workers = workers
 
+    def seen(self, name: str) -> None:
+        """Record that a worker is alive."""
+        self._workers.seen(name)
+
     def work(self, stop: threading.Event, *, concurrency: int) -> None:
         """Work until ``stop`` is set, and then until the steps that are running have ended."""
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
