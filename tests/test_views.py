@@ -369,6 +369,12 @@ def test_an_admin_lists_what_owners_have(app: Flask, ada: FlaskClient, admin: Fl
     assert found(f"status=in_progress&after={by_bob}") == [by_ada]
     assert found("owner=carol") == found("status=failed") == []
     assert admin.get("/v1/batches").status_code == 422
+    # Regression: a name that no owner can have was a 500.
+    wrong = admin.get("/v1/batches?owner=a%07")
+    assert (wrong.status_code, wrong.get_json()["detail"][0]["msg"]) == (
+        422,
+        "May not contain control characters.",
+    )
     refused = ada.get("/v1/batches?owner=bob")
     assert (refused.status_code, refused.get_json()["error"]["param"]) == (403, "owner")
     assert ada.get("/v1/batches?owner=ada").get_json()["data"][0]["id"] == by_ada

@@ -18,7 +18,7 @@ import msgspec
 
 from flask_llm_batches.errors import REQUIRED, Problem, UnsupportedParameters, ValidationFailed
 from flask_llm_batches.jsonl import split_lines
-from flask_llm_batches.untrusted import TooMany, check_text, is_longer, read_object, size
+from flask_llm_batches.untrusted import SMALL, TooMany, check_text, is_longer, read_object, size
 
 MAX_ERRORS = 50
 """So many wrong requests are named; of the rest, how many there are."""
@@ -51,6 +51,15 @@ class Request(msgspec.Struct, gc=False):
     """One request. ``method`` and ``url`` are in the lines of OpenAI's own files."""
 
     custom_id: str
+    body: dict[str, msgspec.Raw]
+    method: msgspec.Raw = msgspec.Raw(b"null")
+    url: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Large(msgspec.Struct, gc=False):
+    """A request whose body is to be counted before it is decoded."""
+
+    custom_id: str
     body: msgspec.Raw
     method: msgspec.Raw = msgspec.Raw(b"null")
     url: msgspec.Raw = msgspec.Raw(b"null")
@@ -61,13 +70,10 @@ class _Fields(msgspec.Struct, gc=False):
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Model(msgspec.Struct, gc=False):
-    model: str | None = None
-
-
 _decode = msgspec.json.Decoder(Request).decode
+_decode_large = msgspec.json.Decoder(_Large).decode
 _decode_fields = msgspec.json.Decoder(_Fields).decode
-_decode_model = msgspec.json.Decoder(_Model).decode
+_decode_string = msgspec.json.Decoder(str).decode
 
 
 class Incoming:
@@ -102,8 +108,8 @@ class Incoming:
             return None
         self._items = chain([first], self._items)
         try:
-            return _decode_model(checked(first[1]).body).model
-        except (WrongRequest, msgspec.DecodeError, RecursionError):
+            return _decode_string(checked(first[1]).body["model"])
+        except (WrongRequest, KeyError, msgspec.DecodeError):
             return None
 
     def too_many(self, limit: int, whose: str) -> ValidationFailed:
@@ -191,11 +197,12 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
     """
     if isinstance(content, WrongRequest):
         raise content
-    if size(content) > LONGEST_REQUEST:
+    length = size(content)
+    if length > LONGEST_REQUEST:
         raise WrongRequest(f"Longer than {LONGEST_REQUEST} bytes.")
     try:
-        request: Request = _decode(content)
         check_text(content)
+        request: Request = _decode(content) if length <= SMALL else _read_large(content)
     except UnicodeDecodeError as error:
         raise WrongRequest(f"Not valid UTF-8: {error.reason} at byte {error.start}.") from None
     except msgspec.ValidationError:
@@ -209,20 +216,13 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
     return request
 
 
-def parameters(body: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """Return the parameters of a body by name, as bytes.
-
-    Raises:
-        WrongRequest: It is no object, or too large a one.
-    """
+def _read_large(content: msgspec.Raw) -> Request:
+    large: _Large = _decode_large(content)
     try:
-        return read_object(body)
+        body = read_object(large.body)
     except TooMany as error:
         raise WrongRequest(str(error), "body") from None
-    except msgspec.ValidationError:
-        raise WrongRequest("Not a valid mapping type.", "body") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _broken(error) from None
+    return Request(large.custom_id, body, large.method, large.url)
 
 
 def _broken(error: Exception) -> WrongRequest:
@@ -243,7 +243,7 @@ def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
         return WrongRequest("Not a valid string.", "custom_id")
     if fields.body is msgspec.UNSET:
         return WrongRequest(REQUIRED, "body")
-    return WrongRequest("Not a request.")
+    return WrongRequest("Not a valid mapping type.", "body")
 
 
 class Problems:

@@ -16,7 +16,7 @@ import msgspec
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.idempotency import Fingerprint
-from flask_llm_batches.core.requests import Incoming, Problems, WrongRequest, checked, parameters
+from flask_llm_batches.core.requests import Incoming, Problems, WrongRequest, checked
 from flask_llm_batches.errors import SpoolUnavailable, TooLarge, ValidationFailed
 from flask_llm_batches.providers.adapters import Adapter, Unsuitable
 from flask_llm_batches.untrusted import size
@@ -240,7 +240,7 @@ class _Writer:
 
     def _line(self, number: int, content: msgspec.Raw | WrongRequest, source: Incoming) -> Mapping[str, Any]:
         request = checked(content)
-        custom_id, body = request.custom_id, parameters(request.body)
+        custom_id, body = request.custom_id, request.body
         if (first := self.seen.setdefault(custom_id, number)) != number:
             raise WrongRequest(
                 f"Not unique: {source.place.removesuffix('s')} {first} has the same one.", "custom_id"

@@ -161,7 +161,7 @@ class ListQuerySchema(BatchQuerySchema):
         validate=validate.OneOf(sorted(STATUSES)), metadata={"description": "Only batches with this status."}
     )
     owner = fields.String(
-        validate=validate.Length(min=1, max=MAX_OWNER_LENGTH),
+        validate=[validate.Length(min=1, max=MAX_OWNER_LENGTH), no_control_characters],
         metadata={"description": "Only an admin may name another owner than themselves."},
     )
     after = fields.String(validate=validate.Length(min=1, max=512))
