@@ -1,12 +1,13 @@
 """A small shop. A large language model classifies its reviews, in batches.
 
 It is an ordinary Flask app, with its own users, tables and pages. Only the lines with ``llm_batches`` add the
-endpoints.
+endpoints, and the worker that labels the reviews.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, render_template, request
@@ -14,7 +15,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from flask_llm_batches import LLMBatches, Principal
+from flask_llm_batches import Batch, DeliveredRow, LLMBatches, Principal
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import DeclarativeBase as Model
@@ -34,6 +35,7 @@ class User(Model):
 class Review(Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str]
+    label: Mapped[str | None]
 
 
 @llm_batches.authenticator
@@ -48,11 +50,21 @@ def principal() -> Principal | None:
     return Principal(owner=str(user.id))
 
 
+@llm_batches.on_results("label-reviews", http=True)
+def label_reviews(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+    """Label the reviews of a batch, each exactly once; those with errors keep no label."""
+    for row in rows:
+        review = db.session.get(Review, int(row.custom_id.removeprefix("review-")))
+        if review is not None and row.error is None:
+            review.label = row.text
+
+
 def create_app(**config: Any) -> Flask:
     """Create the app; ``config`` overrides its defaults."""
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop.sqlite3"
     app.config["LLM_BATCHES_PROVIDERS"] = {"openai": {"api_key": os.environ.get("OPENAI_API_KEY")}}
+    app.config["LLM_BATCHES_WORKER"] = "thread"
     app.config.update(config)
     db.init_app(app)
     llm_batches.init_app(app)

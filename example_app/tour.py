@@ -21,6 +21,7 @@ from rich.table import Table
 from werkzeug.serving import make_server
 
 from example_app.app import Review, create_app, db
+from flask_llm_batches.engines import thread as thread_engine
 from flask_llm_batches.testing import Simulator
 
 PORT = 5000
@@ -75,6 +76,7 @@ def shop(port: int, *, key: str | None = None) -> Iterator[tuple[Flask, str]]:
             server.shutdown()
             thread.join()
             server.server_close()
+            thread_engine.stop(app)
 
 
 def serve(port: int = PORT) -> None:
@@ -87,11 +89,12 @@ def serve(port: int = PORT) -> None:
 
 
 def tour() -> None:
-    """Submit a batch, watch it, fetch its results, and print how to continue."""
+    """Submit a batch, watch it, show what it did to the shop's own table, and print how to continue."""
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for every poll
     with shop(0) as (app, url), httpx.Client(base_url=url, auth=("ada", "lovelace"), timeout=60) as http:
         with app.app_context():
             reviews = {f"review-{review.id}": review.text for review in db.session.scalars(db.select(Review))}
+        _show_reviews(app, "Reviews before")
         requests = [
             {
                 "custom_id": custom_id,
@@ -101,11 +104,14 @@ def tour() -> None:
             }
             for custom_id, text in reviews.items()
         ]
-        batch = _ask(http.post("/v1/batches", json={"model": "openai:gpt-4o-mini", "requests": requests}))
+        asked = {"model": "openai:gpt-4o-mini", "requests": requests, "on_results": "label-reviews"}
+        batch = _ask(http.post("/v1/batches", json=asked))
         console.print(f"POST /v1/batches: {len(requests)} requests are batch {batch['id']}", highlight=False)
         batch = _watch(http, batch["id"])
         rows = _ask(http.get(f"/v1/batches/{batch['id']}/results"))["results"]
-        _show(reviews, rows)
+        _wait_for_labels(app, sum(row["error"] is None for row in rows))
+        _show_reviews(app, "Reviews after")
+        _show_failures(rows)
         _show_usage(app)
     _say_how_to_go_on()
 
@@ -134,23 +140,29 @@ def _watch(http: httpx.Client, batch_id: str) -> dict[str, Any]:
             time.sleep(0.2)
 
 
-def _show(reviews: Mapping[str, str], rows: list[dict[str, Any]]) -> None:
-    answers = {
-        row["custom_id"]: row["result"]["choices"][0]["message"]["content"] for row in rows if row["result"]
-    }
-    failures = {
-        row["custom_id"]: (row["error"]["code"], row["error"]["message"]) for row in rows if row["error"]
-    }
-    for custom_id in reviews.keys() - answers.keys() - failures.keys():
-        failures[custom_id] = ("missing", "the provider gave no answer")
-    said = ", ".join(f"{count} {verdict}" for verdict, count in Counter(answers.values()).most_common())
-    table = Table("custom_id", "review", "answer", title=f"Results: {said}")
-    for custom_id in list(reviews)[1:9]:
-        table.add_row(custom_id, reviews[custom_id], answers.get(custom_id, "-"))
+def _wait_for_labels(app: Flask, count: int) -> None:
+    labelled = db.select(db.func.count(Review.label))
+    with app.app_context():
+        while db.session.execute(labelled).scalar_one() < count:
+            db.session.rollback()
+            time.sleep(0.1)
+
+
+def _show_reviews(app: Flask, title: str) -> None:
+    with app.app_context():
+        counts = Counter(db.session.scalars(db.select(Review.label)))
+        said = ", ".join(f"{count} {label or 'unlabelled'}" for label, count in counts.most_common())
+        table = Table("id", "text", "label", title=f"{title}: {said}")
+        for review in db.session.scalars(db.select(Review).order_by(Review.id).offset(1).limit(6)):
+            table.add_row(str(review.id), review.text, review.label or "-")
     console.print(table)
+
+
+def _show_failures(rows: list[dict[str, Any]]) -> None:
+    failures = {row["custom_id"]: row["error"] for row in rows if row["error"]}
     table = Table("custom_id", "code", "message", title=f"Failures: {len(failures)}")
-    for custom_id in sorted(failures):
-        table.add_row(custom_id, *failures[custom_id])
+    for custom_id, error in failures.items():
+        table.add_row(custom_id, error["code"], error["message"])
     console.print(table)
 
 

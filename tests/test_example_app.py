@@ -41,7 +41,8 @@ def test_the_demo_shows_a_batch_from_end_to_end(tmp_path: Path) -> None:
         shown, errors = tour.communicate(timeout=60)
     assert not errors
     assert re.search(r"300 requests are batch batch_\w+", shown)
-    assert "Results: 150 negative, 144 positive" in shown
+    assert "Reviews before: 300 unlabelled" in shown
+    assert "Reviews after: 150 negative, 144 positive, 6 unlabelled" in shown
     assert "Failures: 6" in shown
     assert "messages[1].content must not be empty" in shown
     assert re.search(r"results .* openai .* gpt-4o-mini", shown)

@@ -37,6 +37,7 @@ NAMES = {
     "uq_llm_batches_batch_uid",
     "uq_llm_batches_set_aside_batch_uid_number",
     "uq_llm_batches_task_batch_uid_step",
+    "uq_llm_batches_webhook_batch_uid_target",
     "uq_llm_batches_object_key",
 }
 

@@ -25,6 +25,7 @@ STATUSES = {
     ("post", "/{batch_id}/cancel"): {404},
     ("get", "/{batch_id}/results"): {404, 409, 410},
 }
+WEBHOOK = {204, 401, 405, 413, 500, 503}
 EVERYWHERE = {200, 400, 401, 403, 405, 422, 429, 500, 502, 503, 504}
 
 
@@ -35,7 +36,9 @@ def test_the_document_is_valid_and_complete(app: Flask) -> None:
     document = answer.get_json()
     OpenAPIV31SpecValidator(document).validate()
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
-    assert routes == {(method, f"/v1/batches{path}") for method, path in STATUSES}
+    webhook = "/v1/batches/webhooks/{provider}"
+    assert routes == {(method, f"/v1/batches{path}") for method, path in STATUSES} | {("post", webhook)}
+    assert set(map(int, document["paths"][webhook]["post"]["responses"])) == WEBHOOK
     for (method, path), more in STATUSES.items():
         responses = document["paths"][f"/v1/batches{path}"][method]["responses"]
         assert set(map(int, responses)) == EVERYWHERE | more
@@ -49,7 +52,7 @@ def test_the_document_has_both_kinds_of_bodies(app: Flask) -> None:
     assert set(create["requestBody"]["content"]) == kinds
     assert set(results["responses"]["200"]["content"]) == kinds
     assert {parameter["name"] for parameter in create["parameters"]} == {
-        *("dry_run", "model", "completion_window", "endpoint", "user", "on_results", "metadata"),
+        *("dry_run", "model", "completion_window", "endpoint", "user", "on_results", "webhook", "metadata"),
         "Idempotency-Key",
     }
     assert not any(parameter.get("required") for parameter in create["parameters"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from celery import Celery
 from flask import Flask
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.config import Settings
+from flask_llm_batches.core.webhooks import event
+from flask_llm_batches.store.models import Webhook
 from flask_llm_batches.testing import Simulator
 from tests.databases import query
 from tests.hosts import requests
@@ -169,12 +174,29 @@ def test_rows_come_into_the_apps_own_table(
     run(block("@llm_batches.on_results"), example)
     llm_provider.batches[-1].finish()
     query(f"sqlite:///{tmp_path / 'app.sqlite3'}", "UPDATE llm_batches_task SET due_at = 0")
-    _, tick, deliveries = block("flask llm-batches worker").splitlines()
-    for line in (tick, deliveries):
+    _, *others = block("flask llm-batches worker").splitlines()
+    for line in others:
         done = app.test_cli_runner().invoke(args=line.partition("#")[0].split()[1:])
         assert done.exit_code == 0, done.output
     with app.app_context():
         assert db.session.get(ticket, 7).label == "say 0"
+
+
+def test_webhooks(
+    example: Namespace, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The settings of the example are right, and the event is as it says."""
+    for name in ("CRM_WEBHOOK_SECRET", "OPENAI_WEBHOOK_SECRET"):
+        monkeypatch.setenv(name, "whsec_" + b64encode(b"0123456789abcdef").decode())
+    names: Namespace = {"os": os, "app": Flask("settings")}
+    run(block("CRM_WEBHOOK_SECRET"), names)
+    settings = Settings.from_config(names["app"].config)
+    assert settings.webhooks["crm"].url == "https://crm.example.com/hooks/batches"
+    assert settings.providers is not None
+    assert settings.providers["openai"].webhook_secrets == (b"0123456789abcdef",)
+    webhook = Webhook(1, "u", "b", "crm", "batch.completed", 1764240000, 0, None, None, None)
+    sent = json.loads(event(webhook, "batch_..."))
+    assert sent | {"id": "evt_..."} == json.loads(block("1764240000"))
 
 
 def test_celery_gets_a_task(example: Namespace) -> None:

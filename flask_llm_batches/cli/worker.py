@@ -53,3 +53,19 @@ def deliveries(batch_id: str | None) -> None:
         return
     for row in current_llm_batches.set_aside():
         click.echo(f"batch_{row.batch_uid}  {row.custom_id!r}  {row.error!r}")
+
+
+@click.command()
+@click.option("--again", "batch_id", metavar="BATCH_ID", help="Send the webhooks of this batch again.")
+@with_appcontext
+def webhooks(batch_id: str | None) -> None:
+    """Print the webhooks that were sent, are due, or were given up, newest first."""
+    if batch_id is not None:
+        click.echo(f"{current_llm_batches.send_again(batch_id)} due")
+        return
+    for one in current_llm_batches.sent_webhooks():
+        state = "sent" if one.sent_at is not None else "given up" if one.due_at is None else "due"
+        tries = (
+            f"{one.attempts} tries" if one.answer is None else f"{one.attempts} tries, the last: {one.answer}"
+        )
+        click.echo(f"batch_{one.batch_uid}  {one.target}  {one.type}  {state}  {tries}")

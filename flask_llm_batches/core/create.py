@@ -68,12 +68,14 @@ class Asked(NamedTuple):
         model: Its model.
         submission: What is submitted besides the requests.
         on_results: The name of the handler that takes the rows.
+        webhook: The name of the webhook for its end.
     """
 
     provider: str
     model: Model
     submission: Submission
     on_results: str | None = None
+    webhook: str | None = None
 
 
 class Creator:
@@ -152,7 +154,8 @@ class Creator:
             "completion_window": submission.completion_window,
             "metadata": submission.metadata,
         }
-        fingerprint = Fingerprint(provider, submission, asked.on_results) if key is not None else None
+        then = asked.on_results, asked.webhook
+        fingerprint = Fingerprint(provider, submission, *then) if key is not None else None
         with self._spooled(asked, requests, fingerprint) as spool:
             begin = partial(
                 self._batches.begin,
@@ -162,6 +165,7 @@ class Creator:
                 custom_ids=spool.custom_ids,
                 asked_for=asked_for,
                 on_results=asked.on_results,
+                webhook=asked.webhook,
             )
             if key is None:
                 record = begin()

@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from flask_llm_batches.batch import Batch
+from flask_llm_batches.config import NAME
 from flask_llm_batches.delivery import DeliveredRow
 from flask_llm_batches.errors import ValidationFailed
 
 Handler = Callable[[Sequence[DeliveredRow], Batch], Awaitable[None] | None]
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Handlers:
         Raises:
             ValueError: The name is taken, or is none.
         """
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             raise ValueError(f"{name!r} is not 1 to 64 letters, digits, dots, dashes and underscores")
         if name in self._registered:
             raise ValueError(f"There is a handler {name!r} already")

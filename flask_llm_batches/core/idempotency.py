@@ -35,8 +35,8 @@ class Fingerprint:
     Requests of more than 1 MiB are hashed as bytes: as Python objects they might take gigabytes.
     """
 
-    def __init__(self, provider: str, submission: Submission, on_results: str | None) -> None:
-        self._digest = hashlib.sha256(_encode([provider, submission, on_results]))
+    def __init__(self, provider: str, submission: Submission, *then: str | None) -> None:
+        self._digest = hashlib.sha256(_encode([provider, submission, *then]))
 
     def add(self, line: bytes) -> None:
         """Add a request, as a line of the spool."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import Settings
@@ -12,13 +12,15 @@ from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.lookup import Lookup
 from flask_llm_batches.core.reconcile import Reconciler, Settled
 from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.webhooks import Events
 from flask_llm_batches.core.worker.deliver import Deliver
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.tick import Ticker
 from flask_llm_batches.storage.storage import Storage
 from flask_llm_batches.store.deliveries import Deliveries
-from flask_llm_batches.store.models import SetAside
+from flask_llm_batches.store.models import SetAside, Webhook
 from flask_llm_batches.store.purge import Purge
+from flask_llm_batches.store.webhooks import Webhooks
 
 
 class Operations:
@@ -29,12 +31,14 @@ class Operations:
     _archive: Archive
     _deliver: Deliver
     _deliveries: Deliveries
+    _events: Events
     _lookup: Lookup
     _purge: Purge
     _reconciler: Reconciler
     _runner: Runner
     _storage: Storage
     _ticker: Ticker
+    _webhooks: Webhooks
 
     def reconcile(self, *, older_than: float | None = None) -> Sequence[Settled]:
         """Look for all unsettled batches at their providers now, and delete files that crashes left.
@@ -114,6 +118,33 @@ class Operations:
         rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=100_000)
         done = sum(self._deliver.again(record, row) for row in rows)
         return done, len(rows) - done
+
+    def sent_webhooks(self, *, batch_id: str | None = None, limit: int = 1000) -> Sequence[Webhook]:
+        """Return webhooks that were sent, are due, or were given up, newest first.
+
+        Args:
+            batch_id: Only those of this batch.
+            limit: The most webhooks to return.
+        """
+        uid = None if batch_id is None else self._lookup.record_of(batch_id).uid
+        return self._webhooks.all(batch_uid=uid, limit=limit)
+
+    def send_again(self, batch_id: str) -> int:
+        """Let a worker send all webhooks of a batch again, and return their number."""
+        return self._webhooks.again(self._lookup.record_of(batch_id).uid)
+
+    def receive_event(self, provider: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Take a webhook of a provider, after which a worker looks at its batch next.
+
+        Args:
+            provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
+            headers: The headers of the request.
+            body: Its body, as it came.
+
+        Raises:
+            Unauthenticated: It is not signed with that provider's ``webhook_secret``, or is old.
+        """
+        self._events.receive(provider, headers, body)
 
     def adopt(self, uid: str, batch_id: str) -> Batch:
         """Record that an unsettled batch is the one with a provider's id.

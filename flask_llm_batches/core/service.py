@@ -21,10 +21,12 @@ from flask_llm_batches.core.operations import Operations
 from flask_llm_batches.core.reconcile import Reconciler
 from flask_llm_batches.core.requests import Incoming, Requests
 from flask_llm_batches.core.results import ResultReader, Results
+from flask_llm_batches.core.webhooks import Events, Targets
 from flask_llm_batches.core.worker.alive import WorkerAlive
 from flask_llm_batches.core.worker.archive import ArchiveResults
 from flask_llm_batches.core.worker.deliver import Deliver
 from flask_llm_batches.core.worker.expire import Expire
+from flask_llm_batches.core.worker.notify import Notify
 from flask_llm_batches.core.worker.refresh import Refresh
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.steps import Step
@@ -45,10 +47,11 @@ from flask_llm_batches.store.purge import Purge
 from flask_llm_batches.store.searches import Searches
 from flask_llm_batches.store.tasks import Tasks, Workers
 from flask_llm_batches.store.usage import UsageSum, UsageSums
+from flask_llm_batches.store.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
-NO_WORKER = "No worker is alive: on_results needs one, such as flask llm-batches worker."
+NO_WORKER = "No worker is alive: on_results and webhooks need one, such as flask llm-batches worker."
 
 
 class Service(Operations):
@@ -62,6 +65,7 @@ class Service(Operations):
         settings: The app's ``LLM_BATCHES_*``.
         keys: The built-in API keys.
         handlers: The functions that take results, by name.
+        webhooks: The targets of webhooks, by name.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Service(Operations):
     ) -> None:
         self.settings = settings
         self.handlers = handlers
+        self.webhooks = Targets(settings.webhooks)
         self.keys = Keys(ApiKeys(database))
         self._database = database
         self._usage = UsageSums(database)
@@ -92,13 +97,16 @@ class Service(Operations):
         self._results = ResultReader(batches, Manifests(database), providers, self._archive)
         self._deliveries = Deliveries(database)
         self._deliver = Deliver(handlers, self._archive, self._deliveries, retention=settings.retention)
+        self._webhooks, tasks = Webhooks(database), Tasks(database)
+        self._events = Events(settings.providers, batches, tasks)
         steps: dict[str, Step] = {
-            "refresh": Refresh(self._lookup, self._reconciler),
+            "refresh": Refresh(self._lookup, self._reconciler, self.webhooks),
             "archive": ArchiveResults(self._lookup, self._results, retention=settings.retention),
             "deliver": self._deliver,
             "expire": Expire(self._results),
+            "notify": Notify(self.webhooks, self._webhooks),
         }
-        self._ticker = Ticker(Tasks(database), batches, heartbeat, steps)
+        self._ticker = Ticker(tasks, batches, heartbeat, steps)
         self._runner = Runner(self._ticker, workers)
 
     def create(
@@ -113,6 +121,7 @@ class Service(Operations):
         requested_by: str | None = None,
         idempotency_key: str | None = None,
         on_results: str | None = None,
+        webhook: str | None = None,
     ) -> Batch:
         """Submit a batch, once.
 
@@ -128,6 +137,7 @@ class Service(Operations):
             requested_by: Who asks, for the usage; the owner by default.
             idempotency_key: A create that is repeated with the same key returns the first batch.
             on_results: The name of a handler that a worker calls with the rows.
+            webhook: The name of a webhook in ``LLM_BATCHES_WEBHOOKS`` that a worker sends when it has ended.
 
         Returns:
             The batch. Its ``replayed`` is true if an earlier create with the same key made it.
@@ -136,7 +146,7 @@ class Service(Operations):
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results)
+        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results, webhook)
         by = owner_name(requested_by or name)
         return self._creator.create(asked, incoming, owner=name, requested_by=by, key=idempotency_key)
 
@@ -151,15 +161,16 @@ class Service(Operations):
         endpoint: str = DEFAULT_ENDPOINT,
         idempotency_key: str | None = None,
         on_results: str | None = None,
+        webhook: str | None = None,
     ) -> Checked:
         """Check a batch as ``create`` does. Nothing is submitted or kept."""
         owner_name(owner)
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results)
+        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results, webhook)
         checked = self._creator.check(asked, incoming)
-        warnings = [*checked.warnings, *([NO_WORKER] if self._lacks_worker(on_results) else [])]
+        warnings = [*checked.warnings, *([NO_WORKER] if self._lacks_worker(asked) else [])]
         return checked._replace(warnings=warnings)
 
     def _ask(
@@ -170,16 +181,20 @@ class Service(Operations):
         metadata: Mapping[str, str] | None,
         requests: Incoming,
         on_results: str | None,
+        webhook: str | None,
     ) -> Asked:
         if on_results is not None:
             self.handlers.check(on_results)
+        if webhook is not None:
+            self.webhooks.check(webhook)
         asked = self._creator.ask(model, endpoint, completion_window, metadata, requests)
-        if self._lacks_worker(on_results):
+        asked = asked._replace(on_results=on_results, webhook=webhook)
+        if self._lacks_worker(asked):
             logger.warning(NO_WORKER)
-        return asked._replace(on_results=on_results)
+        return asked
 
-    def _lacks_worker(self, on_results: str | None) -> bool:
-        return on_results is not None and not self._worker_alive()
+    def _lacks_worker(self, asked: Asked) -> bool:
+        return (asked.on_results, asked.webhook) != (None, None) and not self._worker_alive()
 
     def retrieve(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Batch:
         """Return a batch as it is now. A batch that has ended is read from the record.

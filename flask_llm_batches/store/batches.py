@@ -53,6 +53,7 @@ class Batches(BatchQueries):
         asked_for: Mapping[str, Any],
         key: Mapping[str, str] | None = None,
         on_results: str | None = None,
+        webhook: str | None = None,
     ) -> Record:
         """Record that a batch is about to be submitted, and its requests. The caller holds its lease.
 
@@ -64,6 +65,7 @@ class Batches(BatchQueries):
             asked_for: Its endpoint, window and metadata, for the first snapshot.
             key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
             on_results: The name of the handler that takes its rows.
+            webhook: The name of the webhook for its end.
 
         Raises:
             KeyUsed: The key was used before.
@@ -87,6 +89,7 @@ class Batches(BatchQueries):
             "snapshot": first.remembering({**asked_for, "model": model}).to_dict(),
             "created_at": now,
             "on_results": on_results,
+            "webhook": webhook,
             "delivered": 0,
             **new_lease(),
         }

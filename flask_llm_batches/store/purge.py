@@ -14,6 +14,7 @@ from flask_llm_batches.store.models import (
     SetAsideRow,
     TaskRow,
     UsageRow,
+    WebhookRow,
 )
 from flask_llm_batches.store.store import Store, transaction
 
@@ -39,11 +40,12 @@ class Purge(Store):
     @transaction
     def delete(self, connection: Connection, uids: Sequence[str], *, usage: bool) -> None:
         """Delete batches with all that belongs to them, and with their usage if asked to."""
-        tables: list[type[ManifestRow | IdempotencyRow | TaskRow | SetAsideRow | UsageRow]] = [
+        tables: list[type[ManifestRow | IdempotencyRow | TaskRow | SetAsideRow | WebhookRow | UsageRow]] = [
             ManifestRow,
             IdempotencyRow,
             TaskRow,
             SetAsideRow,
+            WebhookRow,
         ]
         for row in [*tables, UsageRow] if usage else tables:
             connection.execute(delete(row).where(row.batch_uid.in_(uids)))

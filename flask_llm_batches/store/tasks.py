@@ -64,11 +64,11 @@ class Tasks(Store):
                 insert_task(connection, task.batch_uid, step, due_at=int(time.time() + seconds))
 
     @transaction
-    def hasten(self, connection: Connection, batch_uid: str) -> None:
-        """Let the tasks of a batch be due now."""
+    def hasten(self, connection: Connection, batch_uid: str, step: str) -> None:
+        """Let a task of a batch be due now, if there is one."""
         now = int(time.time())
-        later = update(TaskRow).where(TaskRow.batch_uid == batch_uid, TaskRow.due_at > now)
-        connection.execute(later.values(due_at=now))
+        this = TaskRow.batch_uid == batch_uid, TaskRow.step == step
+        connection.execute(update(TaskRow).where(*this, TaskRow.due_at > now).values(due_at=now))
 
 
 class Workers(Store):

@@ -57,6 +57,8 @@ def create() -> Response:
         raise Forbidden("Only an admin may name another user than themselves", param="user")
     if data["on_results"] is not None:
         current_llm_batches.handlers.check(data["on_results"], http=True)
+    if data["webhook"] is not None:
+        current_llm_batches.webhooks.check(data["webhook"], http=True)
     data |= {"owner": user or principal.owner, "idempotency_key": request.headers.get(IDEMPOTENCY_KEY)}
     if dry_run:
         return answer(CHECKED, current_llm_batches.check(**data))

@@ -11,6 +11,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import PathConverter
 
+from flask_llm_batches.core.webhooks import MAX_EVENT
 from flask_llm_batches.current import current_llm_batches
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.web.auth import KEY_HEADERS, ErrorHandler, Hooks, authenticate
@@ -18,6 +19,7 @@ from flask_llm_batches.web.batches import cancel, create, list_batches, results,
 from flask_llm_batches.web.errors import HTTP_CODES, answer_error, http_error
 from flask_llm_batches.web.openapi import openapi
 from flask_llm_batches.web.usage import usage
+from flask_llm_batches.web.webhooks import receive_webhook
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _DECIDING = ("Accept", "Authorization", "Cookie", *KEY_HEADERS)  # what an answer depends on besides its URL
@@ -38,6 +40,7 @@ ROUTES: tuple[tuple[str, dict[str, Callable[..., Response]]], ...] = (
     ("", {"GET": list_batches, "POST": create}),
     ("/openapi.json", {"GET": openapi}),
     ("/usage", {"GET": usage}),
+    ("/webhooks/<provider>", {"POST": receive_webhook}),
     ("/<llm_batch_id:batch_id>", {"GET": retrieve}),
     ("/<llm_batch_id:batch_id>/cancel", {"POST": cancel}),
     ("/<llm_batch_id:batch_id>/cancel/", {"POST": cancel}),
@@ -56,9 +59,11 @@ def create_blueprint(hooks: Hooks) -> Blueprint:
 
     @blueprint.before_request
     def _admit() -> None:
-        _limit_body(current_llm_batches.settings.max_content_length)
-        # A browser's preflight carries no credentials, and the answer to it tells nothing.
-        if request.method != "OPTIONS" and not _asks_for(openapi):
+        limit = current_llm_batches.settings.max_content_length
+        _limit_body(MAX_EVENT if _asks_for(receive_webhook) else limit)
+        # A browser's preflight carries no credentials, and the answer to it tells nothing. The credentials of
+        # a webhook are its signature.
+        if request.method != "OPTIONS" and not _asks_for(openapi) and not _asks_for(receive_webhook):
             authenticate(hooks.authenticator)
 
     blueprint.after_request(_keep_private)

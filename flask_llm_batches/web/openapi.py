@@ -73,6 +73,14 @@ _ID = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 512},
 }
 
+_PROVIDER = {
+    "name": "provider",
+    "in": "path",
+    "required": True,
+    "description": "The name of the provider in `LLM_BATCHES_PROVIDERS`.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+}
+
 
 def _of_lines(description: str) -> dict[str, Any]:
     return {kind: {"schema": {"type": "string", "description": description}} for kind in NDJSON}
@@ -92,6 +100,7 @@ _LINES_QUERY = [
         ("endpoint", ""),
         ("user", ""),
         ("on_results", ""),
+        ("webhook", ""),
         ("metadata", ", as its text"),
     )
 ]
@@ -197,6 +206,15 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
     )
     usage["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
     spec.path(f"{prefix}/usage", operations={"get": usage})
+    webhook = _operation("webhook", "Take an event of a provider", {}, (401, 405, 413, 500, 503)) | {
+        "description": "For OpenAI and Gemini, with no other credentials than their signature.",
+        "parameters": [_PROVIDER],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "security": [],
+    }
+    webhook["responses"]["204"] = {"description": "The event was signed; a worker looks at its batch next."}
+    del webhook["responses"]["200"]
+    spec.path(f"{prefix}/webhooks/{{provider}}", operations={"post": webhook})
     made: dict[str, Any] = spec.to_dict()
     return made
 

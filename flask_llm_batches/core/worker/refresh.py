@@ -6,6 +6,7 @@ import time
 
 from flask_llm_batches.core.lookup import Lookup
 from flask_llm_batches.core.reconcile import FRESH, Reconciler
+from flask_llm_batches.core.webhooks import Targets
 from flask_llm_batches.core.worker.steps import Next
 from flask_llm_batches.store.batches import SETTLED
 from flask_llm_batches.store.models import Record
@@ -17,9 +18,10 @@ _SHARE, _LONGEST = 0.1, 300
 class Refresh:
     """The step that follows a batch until it has ended."""
 
-    def __init__(self, lookup: Lookup, reconciler: Reconciler) -> None:
+    def __init__(self, lookup: Lookup, reconciler: Reconciler, targets: Targets) -> None:
         self._lookup = lookup
         self._reconciler = reconciler
+        self._targets = targets
 
     def __call__(self, record: Record, _failures: int) -> Next:
         if record.state not in SETTLED:
@@ -30,6 +32,7 @@ class Refresh:
             return Next("it was refused")
         batch = self._lookup.refresh(record)
         if batch.finished:
-            return Next(batch.status, then={"archive": 0})
+            then = {"archive": 0.0, "notify": 0.0} if self._targets.of(record) else {"archive": 0.0}
+            return Next(batch.status, then=then)
         age = time.time() - record.created_at
         return Next(batch.status, after=min(max(FRESH, _SHARE * age), _LONGEST))

@@ -13,7 +13,15 @@ from flask_llm_batches.store.models.batches import (
     UsageRow,
 )
 from flask_llm_batches.store.models.objects import ChunkRow, ObjectRow
-from flask_llm_batches.store.models.work import SetAside, SetAsideRow, Task, TaskRow, WorkerRow
+from flask_llm_batches.store.models.work import (
+    SetAside,
+    SetAsideRow,
+    Task,
+    TaskRow,
+    Webhook,
+    WebhookRow,
+    WorkerRow,
+)
 
 __all__ = [
     "UNSETTLED",
@@ -34,5 +42,7 @@ __all__ = [
     "Task",
     "TaskRow",
     "UsageRow",
+    "Webhook",
+    "WebhookRow",
     "WorkerRow",
 ]

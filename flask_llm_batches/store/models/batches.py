@@ -38,6 +38,7 @@ class BatchRow(Leased, Base):
         accounted_at: When the usage of its results was recorded; null until then.
         archived_at: When its results were archived; null until then, and when they have expired.
         on_results: The name of the handler that its rows are delivered to; null if there is none.
+        webhook: The name of the webhook that its create named; null if it named none.
         delivered: How many rows of the archive were delivered, or set aside.
     """
 
@@ -70,6 +71,7 @@ class BatchRow(Leased, Base):
     accounted_at: Mapped[int | None] = mapped_column(BigInteger)
     archived_at: Mapped[int | None] = mapped_column(BigInteger)
     on_results: Mapped[str | None] = mapped_column(String(64))
+    webhook: Mapped[str | None] = mapped_column(String(64))
     delivered: Mapped[int]
 
 
@@ -93,6 +95,7 @@ class Record:
     accounted_at: int | None
     archived_at: int | None
     on_results: str | None
+    webhook: str | None
     delivered: int
     lease_token: str | None
     lease_until: int | None

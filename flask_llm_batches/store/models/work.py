@@ -58,6 +58,52 @@ class WorkerRow(Base):
     seen_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class WebhookRow(Base):
+    """A webhook that tells a target that a batch has ended.
+
+    Attributes:
+        uid: What its ``webhook-id`` is made of; the same in every try.
+        batch_uid: The batch: ``BatchRow.uid``.
+        target: The name of the target in ``LLM_BATCHES_WEBHOOKS``.
+        type: The event: ``batch.completed`` and the like.
+        created_at: When the end of the batch was seen.
+        attempts: How often it was sent.
+        due_at: When it is sent next; null if it is not.
+        sent_at: When the target took it; null until then.
+        answer: What came of the last try; null before the first one.
+    """
+
+    __tablename__ = "llm_batches_webhook"
+    __table_args__ = (UniqueConstraint("batch_uid", "target"), BINARY)
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    uid: Mapped[str] = mapped_column(String(32))
+    batch_uid: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str] = mapped_column(String(64))
+    type: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    attempts: Mapped[int]
+    due_at: Mapped[int | None] = mapped_column(BigInteger)
+    sent_at: Mapped[int | None] = mapped_column(BigInteger)
+    answer: Mapped[str | None] = mapped_column(String(100))
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A row of ``WebhookRow``, which documents each column."""
+
+    id: int
+    uid: str
+    batch_uid: str
+    target: str
+    type: str
+    created_at: int
+    attempts: int
+    due_at: int | None
+    sent_at: int | None
+    answer: str | None
+
+
 class SetAsideRow(Base):
     """A row that a handler refuses whenever it gets it.
 

@@ -109,6 +109,10 @@ class _AskedSchema(RequestSchema):
         load_default=None,
         metadata={"description": "The name of a handler of this app that takes the rows."},
     )
+    webhook = fields.String(
+        load_default=None,
+        metadata={"description": "The name of a webhook of this app that is sent when the batch has ended."},
+    )
 
 
 def _check_number(pairs: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Every ``LLM_BATCHES_*`` setting, its default and its check."""
+"""The settings of an app, read once."""
 
 from __future__ import annotations
 
@@ -8,39 +8,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 from urllib.request import url2pathname
 
+from flask_llm_batches.config.entries import (
+    ProviderSettings,
+    WebhookSettings,
+    check_providers,
+    check_webhooks,
+)
+from flask_llm_batches.config.errors import wrong, wrong_secret
 from flask_llm_batches.errors import ConfigurationError
 
 PREFIX = "LLM_BATCHES_"
-
-
-def provider_name(name: str) -> str:
-    """Return a provider's name in the form of the record. Names are not case-sensitive."""
-    return name.strip().lower()
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderSettings:
-    """One entry of ``LLM_BATCHES_PROVIDERS``.
-
-    Attributes:
-        name: How callers address it, in lower case; they may use any.
-        kind: any-llm's name for it.
-        api_key: Its key; None leaves it to any-llm's environment variable.
-        api_base: Another address than the provider's own.
-        client_args: Further arguments of any-llm's client.
-        batch_args: What the provider takes for every batch besides our own fields.
-    """
-
-    name: str
-    kind: str
-    api_key: str | None = field(default=None, repr=False)
-    api_base: str | None = field(default=None, repr=False)
-    client_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    batch_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +43,7 @@ class Settings:
         worker: Whether a worker runs in a thread of each web process.
         storage: Where results and the like are kept: ``database``, or the URL of a folder or an object store.
         retention: Days for which they are kept; 0 for no longer than they are needed.
+        webhooks: What is told when a batch has ended, by name.
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)
@@ -79,6 +60,7 @@ class Settings:
     worker: Literal["thread"] | None = None
     storage: str = "database"
     retention: int = 30
+    webhooks: Mapping[str, WebhookSettings] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -101,24 +83,15 @@ class Settings:
         return cls(**checked)
 
 
-def _wrong(key: str, fix: str, value: object) -> ConfigurationError:
-    return ConfigurationError(f"{key} must be {fix}, not {value!r}")
-
-
-def _wrong_secret(key: str, fix: str, value: object) -> ConfigurationError:
-    kind = "an empty string" if value == "" else type(value).__name__
-    return ConfigurationError(f"{key} must be {fix}, not {kind}")
-
-
 def _positive_int(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _wrong(key, "a whole number from 1 up", value)
+        raise wrong(key, "a whole number from 1 up", value)
     return value
 
 
 def _seconds(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise _wrong(key, "a number of seconds above 0", value)
+        raise wrong(key, "a number of seconds above 0", value)
     return float(value)
 
 
@@ -129,7 +102,7 @@ def _url_prefix(key: str, value: object) -> tuple[str, ...]:
         or not all(isinstance(one, str) and re.fullmatch(r"(/[^/<>\s]+)+", one) for one in prefixes)
         or len(set(prefixes)) < len(prefixes)
     ):
-        raise _wrong(
+        raise wrong(
             key,
             'a path that begins with a slash and does not end with one, such as "/v1/batches", '
             "or a list of different ones",
@@ -142,7 +115,7 @@ def _master_key(key: str, value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise _wrong_secret(
+        raise wrong_secret(
             key, "a string of visible ASCII characters without spaces, or None for no such key", value
         )
     return value
@@ -150,19 +123,19 @@ def _master_key(key: str, value: object) -> str | None:
 
 def _bind_key(key: str, value: object) -> str | None:
     if value is not None and not (isinstance(value, str) and value):
-        raise _wrong(key, "a key of SQLALCHEMY_BINDS, or None for the default database", value)
+        raise wrong(key, "a key of SQLALCHEMY_BINDS, or None for the default database", value)
     return value
 
 
 def _untracked(key: str, value: object) -> str:
     if value not in ("deny", "allow"):
-        raise _wrong(key, '"deny" or "allow"', value)
+        raise wrong(key, '"deny" or "allow"', value)
     return str(value)
 
 
 def _worker(key: str, value: object) -> str | None:
     if value not in (None, "thread"):
-        raise _wrong(key, '"thread" for a worker in each web process, or None', value)
+        raise wrong(key, '"thread" for a worker in each web process, or None', value)
     return "thread" if value else None
 
 
@@ -170,7 +143,7 @@ def _spool_dir(key: str, value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, (str, Path)) or not Path(value).is_dir():
-        raise _wrong(key, "an existing folder, or None for the system's folder for temporary files", value)
+        raise wrong(key, "an existing folder, or None for the system's folder for temporary files", value)
     return str(value)
 
 
@@ -179,10 +152,10 @@ def _storage(key: str, value: object) -> str:
         return "database"
     if isinstance(value, str) and re.fullmatch("file:///.*", value):
         if not Path(url2pathname(value.removeprefix("file://"))).is_dir():
-            raise _wrong(key, "the URL of an existing folder", value)
+            raise wrong(key, "the URL of an existing folder", value)
         return value
     if not isinstance(value, str) or not re.fullmatch(r"(s3|gs|az)://[^/?#@\s]+(/[^?#\s]*)?", value):
-        raise _wrong_secret(
+        raise wrong_secret(
             key,
             '"database", the URL of a folder such as "file:///srv/batches", or of an object store: '
             '"s3://bucket/path", "gs://..." or "az://...", whose keys are in the environment',
@@ -193,78 +166,12 @@ def _storage(key: str, value: object) -> str:
 
 def _days(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _wrong(key, "a whole number of days, from 0 up", value)
+        raise wrong(key, "a whole number of days, from 0 up", value)
     return value
 
 
-def _providers(key: str, value: object) -> Mapping[str, ProviderSettings] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping) or not value:
-        raise _wrong_secret(
-            key,
-            'a dict such as {"openai": {"api_key": "..."}}, or None for every provider any-llm knows',
-            value,
-        )
-    providers = {}
-    for name, entry in value.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise _wrong(f"A name in {key}", "1 to 64 letters, digits, dots, dashes and underscores", name)
-        if provider_name(name) in providers:
-            raise ConfigurationError(f"{key} has {name!r} twice: names that differ only in case are the same")
-        providers[provider_name(name)] = _provider(f"{key}[{name!r}]", provider_name(name), entry)
-    return MappingProxyType(providers)
-
-
-_OPTION = "it has an option of its own"
-_FIELD = "it is a field of every create"
-_TAKEN_ARGUMENTS = {
-    "client_args": {
-        "api_key": _OPTION,
-        "api_base": _OPTION,
-        "max_retries": "a call is never repeated, as a repeated create makes two batches",
-        "unified_exceptions": "errors are told apart by it",
-    },
-    "batch_args": dict.fromkeys(
-        ("endpoint", "completion_window", "metadata", "model", "input_file_path"), _FIELD
-    ),
-}
-
-
-def _provider(key: str, name: str, entry: object) -> ProviderSettings:
-    if not isinstance(entry, Mapping):
-        raise _wrong_secret(key, 'a dict such as {"api_key": "..."}', entry)
-    known = ("provider", "api_key", "api_base", "client_args", "batch_args")
-    for option in entry:
-        if option not in known:
-            raise ConfigurationError(
-                f"{key} has the unknown option {option!r}; known are {', '.join(known)} "
-                "(arguments of the provider's client go into client_args)"
-            )
-    for option in ("provider", "api_key", "api_base"):
-        text = entry.get(option)
-        if text is not None and not (isinstance(text, str) and text.strip()):
-            raise _wrong_secret(f"{key}[{option!r}]", "a string that is not empty, or left out", text)
-    arguments = {}
-    for option, taken in _TAKEN_ARGUMENTS.items():
-        arguments[option] = given = entry.get(option) or {}
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise _wrong_secret(f"{key}[{option!r}]", "a dict of keyword arguments", given)
-        for argument, why in taken.items():
-            if argument in given:
-                raise ConfigurationError(f"{key}[{option!r}] must not have {argument!r}: {why}")
-    return ProviderSettings(
-        name=name,
-        kind=str(entry.get("provider") or name).strip().lower(),
-        api_key=entry.get("api_key"),
-        api_base=entry.get("api_base"),
-        client_args=MappingProxyType(dict(arguments["client_args"])),
-        batch_args=MappingProxyType(dict(arguments["batch_args"])),
-    )
-
-
 _CHECKS = {
-    "providers": _providers,
+    "providers": check_providers,
     "url_prefix": _url_prefix,
     "master_key": _master_key,
     "max_requests": _positive_int,
@@ -278,4 +185,5 @@ _CHECKS = {
     "worker": _worker,
     "storage": _storage,
     "retention": _days,
+    "webhooks": check_webhooks,
 }
