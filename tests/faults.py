@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
@@ -108,3 +110,19 @@ def process_dies(database: str) -> None:
         "UPDATE llm_batches_batch SET state = 'submitting', lease_token = 'dead' WHERE state = 'unknown'",
     )
     query(database, "DELETE FROM llm_batches_usage")
+
+
+def left_in_cycles(fail: Callable[[], None], *kinds: type) -> list[object]:
+    """Return the frames, tracebacks and objects of some kinds that a call leaves in reference cycles."""
+    fail()  # the first one imports and caches
+    gc.collect()
+    gc.disable()
+    try:
+        fail()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return [one for one in gc.garbage if isinstance(one, (FrameType, TracebackType, *kinds))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +15,13 @@ from flask import Flask, Response
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from flask_llm_batches import current_llm_batches
 from flask_llm_batches.config import Settings
+from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.providers.failures import REDACTED, Redactor
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
+from tests.faults import left_in_cycles
 from tests.hosts import MASTER_KEY, requests
 from tests.others import Others
 
@@ -211,6 +214,24 @@ def test_a_failed_create_is_recorded(
     assert error == ("provider_rejected" if fault == "refused" else "provider_error")
     listed = client_of(failing, "ada").get("/v1/batches").get_json()["data"]
     assert [batch["status"] for batch in listed] == (["validating"] if state == "unknown" else [])
+
+
+@pytest.mark.parametrize("fault", ["upload", "refused", "500", "dropped"])
+def test_a_failed_create_leaves_no_reference_cycle(
+    failing: Flask, llm_provider: Simulator, fault: str
+) -> None:
+    """Regression: the body of the request was kept until the garbage collector ran."""
+
+    def fail() -> None:
+        if fault in ("upload", "dropped"):
+            llm_provider.drop_next(on="POST /files" if fault == "upload" else "POST /batches")
+        else:
+            llm_provider.fail_next(400 if fault == "refused" else 500, on="POST /batches")
+        with failing.app_context(), suppress(LLMBatchesError):
+            current_llm_batches.create(owner="ada", model="openai:m", requests=requests(1))
+            pytest.fail("no error")
+
+    assert left_in_cycles(fail) == []
 
 
 REFUSALS = (400, 401, 403, 404, 413, 415, 422, 429)

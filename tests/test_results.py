@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
@@ -31,6 +29,7 @@ from flask_llm_batches.store.usage import Tokens
 from flask_llm_batches.testing import SimulatedBatch, Simulator
 from flask_llm_batches.web.stream import json_stream, ndjson_stream
 from tests.conftest import create_batch
+from tests.faults import left_in_cycles
 from tests.json_texts import bodies, cut, digits_kept
 
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -404,15 +403,4 @@ def test_a_download_that_failed_leaves_no_reference_cycle(
             list(current_llm_batches.results(path.split("/")[3], owner="ada"))
             pytest.fail("no error")
 
-    fail()
-    gc.collect()
-    gc.disable()
-    try:
-        fail()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        assert [one for one in gc.garbage if isinstance(one, FrameType | TracebackType | Row)] == []
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
+    assert left_in_cycles(fail, Row) == []
