@@ -27,7 +27,7 @@ test-slow: .venv/.test .venv/.clients
 test-lowest: .venv/.lowest .venv/.clients
 	rm -rf .venv/lowest
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest
-	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable . --group test
+	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable '.[celery,demo,storage]' --group test
 	ln -s ../clients .venv/lowest/clients
 	.venv/lowest/bin/python -m pytest -n auto
 

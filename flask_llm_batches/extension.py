@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +12,7 @@ from flask_llm_batches.core.handlers import Handler, Handlers
 from flask_llm_batches.core.service import Service
 from flask_llm_batches.engines.thread import start_with_first_request
 from flask_llm_batches.errors import ConfigurationError
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.database import Database, FileDatabase, HostDatabase
 from flask_llm_batches.web.auth import Authenticator, ErrorHandler, Hooks
@@ -26,7 +26,7 @@ A = TypeVar("A", bound=Authenticator)
 E = TypeVar("E", bound=ErrorHandler)
 H = TypeVar("H", bound=Handler)
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class LLMBatches:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from blinker import NamedSignal, Namespace
 from flask import current_app
 
-logger = logging.getLogger(__name__)
+from flask_llm_batches.log import get_logger
+
+logger = get_logger(__name__)
 
 _signals = Namespace()
 

@@ -6,7 +6,6 @@ operator can say which batch was made by which create.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
 
@@ -19,13 +18,14 @@ from flask_llm_batches.errors import (
     ProviderTimeout,
     RateLimited,
 )
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import batch_finished, batch_submitted, send, usage_recorded
 from flask_llm_batches.store.batches import SETTLED, Batches, IdTaken
 from flask_llm_batches.store.models import Record
 from flask_llm_batches.store.usage import Usage
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Adopter:

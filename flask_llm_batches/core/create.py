@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from flask_llm_batches.errors import (
     RecordUnavailable,
     ValidationFailed,
 )
+from flask_llm_batches.log import get_logger, request_id
 from flask_llm_batches.principal import has_control_characters
 from flask_llm_batches.providers.adapters import Submission
 from flask_llm_batches.providers.clients import Providers, SubmitFailed
@@ -33,7 +33,7 @@ from flask_llm_batches.signals import send, usage_recorded
 from flask_llm_batches.store.batches import Batches, IdTaken
 from flask_llm_batches.store.models import Record
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DEFAULT_ENDPOINT = "/v1/chat/completions"
 
@@ -166,6 +166,7 @@ class Creator:
                 asked_for=asked_for,
                 on_results=asked.on_results,
                 webhook=asked.webhook,
+                request_id=request_id(),
             )
             if key is None:
                 record = begin()
@@ -244,6 +245,7 @@ class Creator:
         except RecordUnavailable:
             return False
         if usage is not None:
+            logger.info("batch %r at %r has %d requests", batch.id, batch.provider, record.requests)
             send_accepted(record, batch, usage, requested_by=requested_by)
         return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -12,7 +11,9 @@ from contextlib import contextmanager
 
 from flask import Flask, current_app
 
-logger = logging.getLogger(__name__)
+from flask_llm_batches.log import get_logger
+
+logger = get_logger(__name__)
 
 BEAT = 5.0
 """Seconds between two beats: a third of a lease."""

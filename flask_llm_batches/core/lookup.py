@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,12 +21,13 @@ from flask_llm_batches.errors import (
     ValidationFailed,
 )
 from flask_llm_batches.fields import is_id
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import batch_finished, send
 from flask_llm_batches.store.batches import SETTLED, Batches
 from flask_llm_batches.store.models import Record
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Place(NamedTuple):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 from flask_llm_batches.core.counting import NO_MODEL, Consumed
+from flask_llm_batches.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # genai-prices' names of providers, where they are not any-llm's.
 _PRICE_LISTS = {

@@ -8,7 +8,6 @@ whole list has failed, once the provider has had the time to list it.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -20,12 +19,13 @@ from flask_llm_batches.core.adoption import Adopter, is_submitting, may_be
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.search import Walk
 from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.store.batches import SETTLED, Batches
 from flask_llm_batches.store.models import Record
 from flask_llm_batches.store.searches import Searches
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FRESH = 2
 """Seconds in which a provider is not asked again after what a list or a look-up asked for."""

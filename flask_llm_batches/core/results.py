@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,13 +15,14 @@ from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.counting import TokenCount
 from flask_llm_batches.core.prices import cost
 from flask_llm_batches.errors import ProviderFailed
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import send, usage_recorded
 from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.manifests import Manifests
 from flask_llm_batches.store.models import Record
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BEAT = 0.4
 """Seconds without a row after which a reader gets None, and can check whether its caller is there."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 
 from flask_llm_batches.batch import Batch
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MARGIN = 3 * 3600
 """Seconds by which a list may be out of order, and the provider's clock wrong."""

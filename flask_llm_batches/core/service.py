@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -31,6 +30,7 @@ from flask_llm_batches.core.worker.refresh import Refresh
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.steps import Step
 from flask_llm_batches.core.worker.tick import Ticker
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.principal import Owner, Principal, owner_name, owner_or_everyone
 from flask_llm_batches.providers.adapters import Page
 from flask_llm_batches.providers.clients import Providers
@@ -49,7 +49,7 @@ from flask_llm_batches.store.tasks import Tasks, Workers
 from flask_llm_batches.store.usage import UsageSum, UsageSums
 from flask_llm_batches.store.webhooks import Webhooks
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 NO_WORKER = "No worker is alive: on_results and webhooks need one, such as flask llm-batches worker."
 

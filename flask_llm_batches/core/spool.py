@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +17,7 @@ from flask_llm_batches.config import Settings
 from flask_llm_batches.core.idempotency import Fingerprint
 from flask_llm_batches.core.requests import Incoming, Problems, WrongRequest, checked
 from flask_llm_batches.errors import SpoolUnavailable, TooLarge, ValidationFailed
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.adapters import Adapter, Unsuitable
 from flask_llm_batches.untrusted import size
 
@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be deleted
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Python's threads take turns of 5 ms, and a status call needs many turns: a long loop must pause.
 _TURN, _PAUSE = 256, 0.000_05

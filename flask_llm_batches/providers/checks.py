@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from functools import cache
@@ -13,9 +12,10 @@ from urllib.parse import urlsplit
 
 from flask_llm_batches.config import ProviderSettings, Settings
 from flask_llm_batches.errors import ConfigurationError
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.adapters import adapter_class
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def check_providers(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.entries import Entries
 from flask_llm_batches.providers.failures import is_refusal, to_our_error
 from flask_llm_batches.providers.rows import read_rows
+from flask_llm_batches.tracing import span
 
 T = TypeVar("T")
 
@@ -107,9 +108,10 @@ class Providers:
 
         try:
             found = self._entries.of(provider)
-            if adapter_class(found.kind).streams_upload:
-                return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
-            return self._call_with_own_client(found, submit)
+            with span("provider.create", provider=provider):
+                if adapter_class(found.kind).streams_upload:
+                    return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
+                return self._call_with_own_client(found, submit)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             ours = to_our_error(error, provider=provider, call="create", redact=self._redact)
             maybe_created = creating and not is_refusal(error)
@@ -165,7 +167,8 @@ class Providers:
 
         with suppress(TimeoutError):
             if adapters:
-                return self._bridge.run(ask_all(), 2 * _REFRESH_SECONDS)
+                with span("provider.retrieve", batches=len(wanted)):
+                    return self._bridge.run(ask_all(), 2 * _REFRESH_SECONDS)
         return [None] * len(wanted)
 
     def kind_of(self, provider: str) -> str:
@@ -216,7 +219,7 @@ class Providers:
             download = self._bridge.iterate(
                 lambda: adapter.download(batch), beat=beat, timeout=self._settings.transfer_timeout
             )
-            with closing(download):
+            with span("provider.results", current=False, provider=batch.provider), closing(download):
                 yield from read_rows(download, adapter, batch, beat=beat)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             raise self._results_error(error, batch) from None
@@ -241,11 +244,12 @@ class Providers:
     ) -> T:
         try:
             adapter = self._kept(self._entries.of(provider))
-            if shared:
-                return self._bridge.run_shared(
-                    (provider, batch_id), lambda: ask(adapter), self._settings.timeout
-                )
-            return self._bridge.run(ask(adapter), self._settings.timeout)
+            with span(f"provider.{call}", provider=provider):
+                if shared:
+                    return self._bridge.run_shared(
+                        (provider, batch_id), lambda: ask(adapter), self._settings.timeout
+                    )
+                return self._bridge.run(ask(adapter), self._settings.timeout)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             raise to_our_error(
                 error, provider=provider, call=call, redact=self._redact, batch_id=batch_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +20,9 @@ from flask_llm_batches.errors import (
     ProviderTimeout,
     RateLimited,
 )
+from flask_llm_batches.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REDACTED = "[redacted]"
 

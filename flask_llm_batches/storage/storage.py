@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -10,13 +9,14 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Protocol
 
 from flask_llm_batches.errors import StorageUnavailable
+from flask_llm_batches.log import get_logger
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CHUNK = 256 * 1024
 """The most bytes of a chunk: a statement must fit into a packet of MariaDB, which may be

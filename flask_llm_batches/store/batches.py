@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import FINISHED, Batch, own_id
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.store import idempotency, manifests, tasks
 from flask_llm_batches.store.leases import extend_lease, new_lease
 from flask_llm_batches.store.models import BatchRow, Record
@@ -21,7 +21,7 @@ from flask_llm_batches.store.reasons import ID_TAKEN, LOST, NOT_THERE
 from flask_llm_batches.store.store import CommitUnknown, patient_transaction, transaction
 from flask_llm_batches.store.usage import Tokens, Usage, find_usage, insert_usage
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SETTLED = ("accepted", "failed")
 """The states of a batch of which it is known whether the provider has it."""
@@ -54,6 +54,7 @@ class Batches(BatchQueries):
         key: Mapping[str, str] | None = None,
         on_results: str | None = None,
         webhook: str | None = None,
+        request_id: str | None = None,
     ) -> Record:
         """Record that a batch is about to be submitted, and its requests. The caller holds its lease.
 
@@ -66,6 +67,7 @@ class Batches(BatchQueries):
             key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
             on_results: The name of the handler that takes its rows.
             webhook: The name of the webhook for its end.
+            request_id: The ``X-Request-ID`` of the create.
 
         Raises:
             KeyUsed: The key was used before.
@@ -90,6 +92,7 @@ class Batches(BatchQueries):
             "created_at": now,
             "on_results": on_results,
             "webhook": webhook,
+            "request_id": request_id,
             "delivered": 0,
             **new_lease(),
         }

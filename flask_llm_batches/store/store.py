@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import time
@@ -18,9 +17,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from flask_llm_batches.errors import RecordUnavailable
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.store.database import Database
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # The codes of PostgreSQL and MariaDB for a deadlock, and for a serialization failure.
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html

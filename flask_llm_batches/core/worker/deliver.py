@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -15,10 +14,11 @@ from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.handlers import Handler, Handlers
 from flask_llm_batches.core.worker.steps import Next
 from flask_llm_batches.delivery import DeliveredRow
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.store.deliveries import Deliveries, Overtaken, Refused
 from flask_llm_batches.store.models import Record, SetAside
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GROUP = 200
 """The most rows that a handler gets at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 from contextlib import suppress
@@ -11,9 +10,10 @@ from flask import Flask, current_app
 
 from flask_llm_batches.core.worker.tick import Ticker
 from flask_llm_batches.errors import RecordUnavailable
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.store.tasks import Workers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PAUSE = 1.0
 """Seconds between two looks at what is due."""

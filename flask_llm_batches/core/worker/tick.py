@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,11 +12,13 @@ from flask_llm_batches.batch import own_id
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.worker.steps import Next, Step
 from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.log import caused_by, get_logger
 from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.models import Record, Task
 from flask_llm_batches.store.tasks import Tasks
+from flask_llm_batches.tracing import span
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # A step that fails is retried after 5 seconds, then 10, and so on.
 _FIRST_RETRY, _LAST_RETRY = 5, 900
@@ -47,23 +48,35 @@ class Ticker:
         """
         ends_at = None if budget is None else time.monotonic() + budget
         done = 0
-        while not stop() and (ends_at is None or time.monotonic() < ends_at):
-            task = self._tasks.claim(batch_uid=batch_uid)
-            if task is None:
-                break
-            self._run(task)
-            done += 1
+        task = None if stop() else self._tasks.claim(batch_uid=batch_uid)
+        if task is None:
+            return done
+        with span("tick"):
+            while task is not None:
+                self._run(task)
+                done += 1
+                if stop() or (ends_at is not None and time.monotonic() >= ends_at):
+                    break
+                task = self._tasks.claim(batch_uid=batch_uid)
         return done
 
     def _run(self, task: Task) -> None:
         record = self._batches.by_uid(task.batch_uid)
+        with caused_by(None if record is None else record.request_id):
+            self._do(task, record)
+
+    def _do(self, task: Task, record: Record | None) -> None:
         step = self._steps.get(task.step)
         if record is None or step is None:  # it was purged, or a newer version made the task
             self._tasks.done(task, then={})
             return
         # A context of its own has a session of its own. Other workers see by the lease that this one lives.
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
-        with app.app_context(), self._heartbeat.during(partial(self._tasks.extend_lease, task)):
+        with (
+            app.app_context(),
+            self._heartbeat.during(partial(self._tasks.extend_lease, task)),
+            span(task.step, provider=record.provider, batch=own_id(record.uid)),
+        ):
             result = _attempt(step, record, task)
         if result is None:
             delay = min(_FIRST_RETRY * 2 ** min(task.failures, 20), _LAST_RETRY)

@@ -39,6 +39,7 @@ class BatchRow(Leased, Base):
         archived_at: When its results were archived; null until then, and when they have expired.
         on_results: The name of the handler that its rows are delivered to; null if there is none.
         webhook: The name of the webhook that its create named; null if it named none.
+        request_id: The ``X-Request-ID`` of its create, for the log; null if there was none.
         delivered: How many rows of the archive were delivered, or set aside.
     """
 
@@ -72,6 +73,7 @@ class BatchRow(Leased, Base):
     archived_at: Mapped[int | None] = mapped_column(BigInteger)
     on_results: Mapped[str | None] = mapped_column(String(64))
     webhook: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(128))
     delivered: Mapped[int]
 
 
@@ -96,6 +98,7 @@ class Record:
     archived_at: int | None
     on_results: str | None
     webhook: str | None
+    request_id: str | None
     delivered: int
     lease_token: str | None
     lease_until: int | None

@@ -1,0 +1,42 @@
+"""OpenTelemetry's spans. Nothing happens if ``opentelemetry-api`` is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+try:
+    from opentelemetry import trace
+except ImportError:  # pragma: no cover  # a test does this in a process of its own
+    trace = None  # type: ignore[assignment]
+
+
+@contextmanager
+def span(name: str, *, current: bool = True, **attributes: str | int) -> Iterator[None]:
+    """Run the block in a span.
+
+    An error in the block is named by its class: its text may be a provider's.
+
+    Args:
+        name: After ``llm_batches.``.
+        current: Whether spans in the block are children of this one. False for a block with a ``yield``,
+            which would leave its context to the caller.
+        attributes: After ``llm_batches.``.
+    """
+    if trace is None:  # pragma: no cover
+        yield
+        return
+    one = trace.get_tracer("flask_llm_batches").start_span(
+        f"llm_batches.{name}",
+        attributes={f"llm_batches.{key}": value for key, value in attributes.items()},
+    )
+    quiet = {"record_exception": False, "set_status_on_exception": False}
+    try:
+        with trace.use_span(one, **quiet) if current else nullcontext():
+            yield
+    except Exception as error:
+        one.set_attribute("error.type", type(error).__name__)
+        one.set_status(trace.StatusCode.ERROR)
+        raise
+    finally:
+        one.end()
