@@ -28,7 +28,10 @@ ALLOWED = {
     "storage": set(),
     "testing": set(),
 }
-EVERYBODY = {"batch", "config", "delivery", "errors", "fields", "jsonl", "principal", "signals", "untrusted"}
+EVERYBODY = {
+    *("batch", "config", "delivery", "errors", "fields", "jsonl", "log"),
+    *("principal", "signals", "tracing", "untrusted"),
+}
 
 ONLY = {
     "any_llm": "providers",
@@ -42,6 +45,8 @@ ONLY = {
     "obstore": "storage",
     "backports": "storage",
     "compression": "storage",
+    "httpcore": "core",
+    "opentelemetry": "tracing",
     "marshmallow": "web",
 }
 
