@@ -223,10 +223,11 @@ def test_a_failed_create_leaves_no_reference_cycle(
     """Regression: the body of the request was kept until the garbage collector ran."""
 
     def fail() -> None:
-        if fault in ("upload", "dropped"):
-            llm_provider.drop_next(on="POST /files" if fault == "upload" else "POST /batches")
+        if fault == "dropped":
+            llm_provider.drop_next(on="POST /batches")
         else:
-            llm_provider.fail_next(400 if fault == "refused" else 500, on="POST /batches")
+            on = "POST /files" if fault == "upload" else "POST /batches"
+            llm_provider.fail_next(400 if fault == "refused" else 500, on=on)
         with failing.app_context(), suppress(LLMBatchesError):
             current_llm_batches.create(owner="ada", model="openai:m", requests=requests(1))
             pytest.fail("no error")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _GRACE = 5.0
 
 # Threads pass errors to each other as values. A task that raised is in a reference cycle with its frames, and
-# what they hold is kept until the garbage collector runs. A variable with the error makes such a cycle, too.
+# what they hold is kept until the garbage collector runs. So does a variable with the error, or with the task.
 _Outcome = tuple[T | None, BaseException | None]
 
 
@@ -191,8 +191,7 @@ class Bridge:
             task = asyncio.current_task()
             current.pumps.add(task)
             try:
-                _, error = await _as_outcome(read())
-                items.put(_End(error))
+                items.put(_End((await _as_outcome(read()))[1]))
             finally:
                 current.pumps.discard(task)
 
@@ -264,16 +263,16 @@ def _threads_are_greenlets() -> bool:
 
 def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
     outcomes: queue.SimpleQueue[_Outcome[T]] = queue.SimpleQueue()
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
-    async def caught() -> _Outcome[T]:
-        if (task := asyncio.current_task()) is not None:
-            running.append((asyncio.get_running_loop(), task))
-        return await _as_outcome(_within(timeout, function()))
+    async def caught() -> None:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        # Not returned: asgiref would keep it in a variable.
+        outcomes.put(await _as_outcome(_within(timeout, function())))
 
     def work() -> None:
         try:
-            outcomes.put(async_to_sync(caught)())
+            async_to_sync(caught)()
         except BaseException as error:  # noqa: BLE001  # the loop itself failed
             outcomes.put((None, error))
 
@@ -281,9 +280,11 @@ def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: fl
     try:
         return _value(outcomes.get(timeout=timeout + _GRACE))
     except BaseException as error:
-        for loop, task in running:
+        while running:  # a task holds what came of it
+            loop, task = running.pop()
             with suppress(RuntimeError):  # the loop has already ended
-                loop.call_soon_threadsafe(task.cancel)
+                loop.call_soon_threadsafe(cast("asyncio.Task[Any]", task).cancel)
+            del task
         if isinstance(error, queue.Empty):
             raise TimeoutError from None
         raise
