@@ -251,7 +251,7 @@ def test_only_a_refusal_says_that_there_is_no_batch(
         if status not in REFUSALS:
             assert answer.status_code in (502, 504), status
             assert answer.headers["X-Should-Retry"] == "false", status
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database, database:
         states = [state for (state,) in database.execute("SELECT state FROM llm_batches_batch ORDER BY id")]
     assert states == ["failed"] * len(REFUSALS) + ["unknown"] * len(NO_REFUSALS)
 
@@ -266,7 +266,7 @@ def test_only_a_refusal_is_one_through_any_llm(make_host: MakeHost, others: Othe
     assert (answer.status_code, answer.headers["X-Should-Retry"]) == (502, "false")
     others.create = (403, {})
     call(app, "create", "", "together")
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database, database:
         states = database.execute("SELECT state FROM llm_batches_batch ORDER BY id").fetchall()
     assert states == [("unknown",), ("failed",)]
 

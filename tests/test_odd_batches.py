@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_bad_id_is_an_error_of_the_provider(
     answer = client_of(app, "ada").post("/v1/batches", json=asked)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "provider_error")
     assert answer.headers["X-Should-Retry"] == "false"
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database, database:
         assert database.execute("SELECT state FROM llm_batches_batch").fetchall() == [("unknown",)]
     assert client_of(app, None).get(f"/v1/batches?provider={provider}").status_code == 502
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_a_create_is_never_redirected(
     assert len(llm_provider.calls_to(on)) == 1
     assert llm_provider.calls[-1] == llm_provider.calls_to(on)[0]
     assert "RedirectRefused" in caplog.text
-    with sqlite3.connect(tmp_path / "host.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database, database:
         assert database.execute("SELECT state FROM llm_batches_batch").fetchall() == [("unknown",)]
 
 
