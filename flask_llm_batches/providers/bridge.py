@@ -27,7 +27,7 @@ T = TypeVar("T")
 _GRACE = 5.0
 
 # Threads pass errors to each other as values. A task that raised is in a reference cycle with its frames, and
-# what they hold is kept until the garbage collector runs. So does a variable with the error, or with the task.
+# what they hold is kept until the garbage collector runs. So does a variable with the error or the task.
 _Outcome = tuple[T | None, BaseException | None]
 
 
