@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import bulk, status
+from tests.benchmarks import bulk, status, worker
 from tests.benchmarks.measure import heading
 from tests.benchmarks.upstream import upstream
 
@@ -14,6 +14,9 @@ BENCHMARKS = {
     "jsonl": bulk.bench_jsonl,
     "results": bulk.bench_results,
     "load": status.bench_load,
+    "archive": worker.bench_archive,
+    "delivery": worker.bench_delivery,
+    "running": worker.bench_running,
 }
 
 

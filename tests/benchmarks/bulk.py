@@ -50,17 +50,15 @@ def bench_create(simulator: Simulator) -> list[Figure]:
         both(simulator, Path(folder)) as (our, naive),
         _bare_upload(simulator, SIZE) as upload,
     ):
-        mine, obvious, alone = _in_turns(
+        mine, obvious, alone = in_turns(
             (lambda: create(our), ROUNDS), (lambda: create(naive), NAIVE_ROUNDS), (upload, ROUNDS)
         )
-    seconds = _seconds(mine)
+    seconds = seconds_of(mine)
     whole = ("body", len(body) / 1e6)
     return [
-        Figure(f"create {COUNT:,}, JSON", "s", seconds, _seconds(obvious), bar="<= 0.25 x naive"),
+        Figure(f"create {COUNT:,}, JSON", "s", seconds, seconds_of(obvious), bar="<= 0.25 x naive"),
         _share(alone, seconds),
-        Figure(
-            "  extra memory, at most", "MB", _peaks(mine), _peaks(obvious), beside=whole, bar="<= 3 x body"
-        ),
+        Figure("  extra memory, at most", "MB", peaks(mine), peaks(obvious), beside=whole, bar="<= 3 x body"),
         _kept(mine, obvious),
     ]
 
@@ -80,15 +78,15 @@ def bench_jsonl(simulator: Simulator) -> list[Figure]:
         ours(simulator, Path(folder)) as our,
         _bare_upload(simulator, LARGE_SIZE) as upload,
     ):
-        mine, alone = _in_turns(
+        mine, alone = in_turns(
             (lambda: _measured(our, lambda: create(our, pieces), _created), ROUNDS), (upload, ROUNDS)
         )
-    seconds = _seconds(mine)
+    seconds = seconds_of(mine)
     return [
         Figure(name, "s", seconds),
         _share(alone, seconds),
         Figure("  speed", "MB/s", [len(body) / 1e6 / one for one in seconds]),
-        Figure(MEMORY, "MB", _peaks(mine), bar="< 64 MB"),
+        Figure(MEMORY, "MB", peaks(mine), bar="< 64 MB"),
         _kept(mine),
     ]
 
@@ -100,17 +98,17 @@ def bench_results(simulator: Simulator) -> list[Figure]:
             batches = [our.create(COUNT) for _ in range(ROUNDS)]
             large = [our.create(MANY) for _ in range(ROUNDS)]
 
-        def fetch(contender: Contender, url: str, count: int = COUNT) -> _Taken:
-            return _measured(contender, lambda: call(url), lambda answer: check_results(answer, count))
-
         with both(simulator, Path(folder)) as (our, naive):
-            mine, obvious, alone = _in_turns(
-                (lambda: fetch(our, our.at(batches.pop(), "/results")), ROUNDS),
-                (lambda: fetch(naive, naive.at(f"batch_{COUNT}_completed_x", "/results")), NAIVE_ROUNDS),
+            mine, obvious, alone = in_turns(
+                (lambda: fetched(our, our.at(batches.pop(), "/results"), COUNT), ROUNDS),
+                (
+                    lambda: fetched(naive, naive.at(f"batch_{COUNT}_completed_x", "/results"), COUNT),
+                    NAIVE_ROUNDS,
+                ),
                 (lambda: _bare_download(simulator, COUNT), ROUNDS),
             )
-            many, many_alone = _in_turns(
-                (lambda: fetch(our, our.at(large.pop(), "/results"), MANY), ROUNDS),
+            many, many_alone = in_turns(
+                (lambda: fetched(our, our.at(large.pop(), "/results"), MANY), ROUNDS),
                 (lambda: _bare_download(simulator, MANY), ROUNDS),
             )
     return [
@@ -126,22 +124,22 @@ def _results(
     alone: list[_Taken],
     bars: tuple[str, str, str],
 ) -> list[Figure]:
-    seconds = _seconds(ours)
+    seconds = seconds_of(ours)
     first, naive_first = ([one.first_byte * 1000 for one in many] for many in (ours, naive))
     row, naive_row = ([one.first_row * 1000 for one in many] for many in (ours, naive))
     return [
-        Figure(f"results of {count:,}", "s", seconds, _seconds(naive), bar=bars[0]),
+        Figure(f"results of {count:,}", "s", seconds, seconds_of(naive), bar=bars[0]),
         _share(alone, seconds),
         Figure("  first byte", "ms", first, naive_first, bar=bars[1]),
         Figure("  first row", "ms", row, naive_row),
-        Figure(MEMORY, "MB", _peaks(ours), _peaks(naive), bar=bars[2]),
+        Figure(MEMORY, "MB", peaks(ours), peaks(naive), bar=bars[2]),
         _kept(ours, naive),
     ]
 
 
 def _share(alone: list[_Taken], seconds: list[float]) -> Figure:
     whole = ("of it", statistics.median(seconds))
-    return Figure("  the provider's share: bare SDK", "s", _seconds(alone), beside=whole)
+    return Figure("  the provider's share: bare SDK", "s", seconds_of(alone), beside=whole)
 
 
 def _kept(ours: list[_Taken], naive: Sequence[_Taken] = ()) -> Figure:
@@ -157,11 +155,16 @@ def _measured(contender: Contender, ask: Callable[[], Answer], check: Callable[[
     return _Taken(answer.seconds, answer.first_byte, answer.first_row or 0.0, peak, kept)
 
 
+def fetched(contender: Contender, url: str, count: int) -> _Taken:
+    """Fetch results, and check that they are all there."""
+    return _measured(contender, lambda: call(url), lambda answer: check_results(answer, count))
+
+
 def _created(answer: Answer) -> None:
     check_created(answer, COUNT)
 
 
-def _in_turns(*contenders: tuple[Callable[[], _Taken], int]) -> list[list[_Taken]]:
+def in_turns(*contenders: tuple[Callable[[], _Taken], int]) -> list[list[_Taken]]:
     """Let each do its work so many times, one after the other, so that they see the same machine."""
     done: list[list[_Taken]] = [[] for _ in contenders]
     for round_ in range(max(rounds for _, rounds in contenders)):
@@ -171,11 +174,12 @@ def _in_turns(*contenders: tuple[Callable[[], _Taken], int]) -> list[list[_Taken
     return done
 
 
-def _seconds(many: list[_Taken]) -> list[float]:
+def seconds_of(many: list[_Taken]) -> list[float]:
+    """Return the seconds of each."""
     return [one.seconds for one in many]
 
 
-def _peaks(many: list[_Taken]) -> list[float]:
+def peaks(many: list[_Taken]) -> list[float]:
     # The most of all rounds, no median: a later call may get by with what an earlier one left behind.
     return [max(one.peak for one in many)] if many else []
 
