@@ -80,7 +80,10 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, moment: float) -> None:
 
 def test_the_shop_keeps_its_own_pages(tmp_path: Path) -> None:
     """The example's own page and its own HTML 404 stay; its users are asked who is calling."""
-    shop = create_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'shop.sqlite3'}").test_client()
+    app = create_app(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'shop.sqlite3'}", LLM_BATCHES_WORKER=None
+    )
+    shop = app.test_client()
     assert "What people say" in shop.get("/").text
     assert "We do not have that" in shop.get("/nowhere").text
     assert shop.get("/v1/batches").status_code == 401

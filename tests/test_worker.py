@@ -18,12 +18,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.engines import thread
 from flask_llm_batches.store.leases import LEASE
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
-from tests.databases import query
+from tests.databases import query, take_away
 from tests.faults import create, go_wrong, states
-from tests.hosts import KEYS
+from tests.hosts import KEYS, dispose
 
 RETRIEVE = "GET /batches/"
 
@@ -254,7 +255,33 @@ def test_a_worker_runs_in_the_web_process_if_asked(
 ) -> None:
     """``LLM_BATCHES_WORKER = "thread"`` needs no other process: it begins with the first request."""
     database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
-    ada = client_of(make_host(database=database, worker="thread"), "ada")
-    create_batch(ada)
+    app = make_host(database=database, worker="thread")
+    create_batch(client_of(app, "ada"))
     llm_provider.batches[0].finish()
-    eventually(lambda: statuses(database) == ["completed"])
+    try:
+        eventually(lambda: statuses(database) == ["completed"])
+    finally:
+        thread.stop(app)
+    assert query(database, "SELECT uid FROM llm_batches_worker") == []
+
+
+@pytest.mark.slow
+def test_a_worker_outlives_what_is_away(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
+) -> None:
+    """It goes on when its database and its provider are there again, and does what was due meanwhile."""
+    file = tmp_path / "host.sqlite3"
+    database, log = f"sqlite:///{file}", tmp_path / "worker.log"
+    create_batch(ada)
+    dispose(app)
+    llm_provider.batches[0].finish()
+    for _ in range(2):
+        llm_provider.drop_next(on=RETRIEVE)
+    with worker(database, llm_provider, tmp_path) as process:
+        eventually(lambda: "refresh" in log.read_text())
+        kept = file.read_bytes()
+        take_away(database)
+        eventually(lambda: log.read_text().count("the record of batches is unavailable") > 2)
+        file.write_bytes(kept)
+        eventually(lambda: statuses(database) == ["completed"], 60)
+        assert process.poll() is None
