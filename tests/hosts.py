@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import logging
 import os
@@ -74,6 +75,7 @@ def from_environment(**settings: Any) -> Flask:
         **settings,
     )
     app.add_url_rule("/keys/<owner>", view_func=_make_key, methods=["POST"])
+    atexit.register(dispose, app)  # since Python 3.13, SQLite warns of connections that are open at the end
     return app
 
 
