@@ -151,7 +151,7 @@ class Batch:
 # Our own codes of requests that may well succeed in another batch; OpenAI has the first two, as well.
 _PASSING = frozenset({"batch_cancelled", "batch_expired", "missing", "unreadable"})
 
-# The HTTP statuses for which codes stand at providers that give no status with a failed request: OpenAI's,
+# The HTTP statuses of error codes, for providers that return a code but no status: OpenAI's,
 # https://platform.claude.com/docs/en/api/errors and, by number,
 # https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 _STATUS_OF = {
@@ -227,7 +227,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         custom_id: Whose request it is.
-        result: The bytes of a JSON object on one line, as the provider gave it.
+        result: The bytes of the provider's JSON object, on one line.
         error: Why there is none.
     """
 

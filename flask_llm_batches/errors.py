@@ -13,7 +13,7 @@ REQUIRED = "Missing data for required field."
 
 
 SOUGHT = "is being looked for at the provider"
-"""What is so of a batch of which nobody knows whether the provider has it."""
+"""Why a batch has no answer yet, if it is not known whether the provider has it."""
 
 
 class ConfigurationError(ValueError):

@@ -43,7 +43,7 @@ class Settings:
         worker: Whether a worker runs in a thread of each web process.
         storage: Where results and the like are kept: ``database``, or the URL of a folder or an object store.
         retention: Days for which they are kept; 0 for no longer than they are needed.
-        webhooks: What is told when a batch has ended, by name.
+        webhooks: The URLs that are told when a batch has ended, by name.
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)

@@ -25,7 +25,7 @@ _KEY = re.compile(r"[!-~]{1,255}")
 _ATTEMPTS = 3
 
 _encode = msgspec.json.Encoder(order="sorted").encode
-# Of numbers, the digits count: a float that Python reads may stand for others, too.
+# Numbers are compared as digits: different digits may be the same float in Python.
 _decode = msgspec.json.Decoder(float_hook=lambda digits: {"float": digits}).decode
 
 

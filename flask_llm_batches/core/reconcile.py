@@ -1,4 +1,4 @@
-"""Settles unsettled batches: those of which it is not known whether the provider has them.
+"""Settles unsettled batches: those that the provider may or may not have.
 
 A create leaves an unsettled batch if its process died, if the connection broke, or if the provider answered
 with a 5xx. It is never submitted again. One process at a time searches the list of a provider for all of its

@@ -1,6 +1,6 @@
 """Incoming requests, checked one by one on their way into the spool.
 
-JSON is passed on as it came, except for line feeds between its values. A parse and a dump would cost twelve
+Their JSON is not changed, except for line feeds between its values. A parse and a dump would cost twelve
 times as much, and turn ``123456789012345678901234567890`` into ``1.2345678901234568e+29``.
 """
 

@@ -41,7 +41,7 @@ class Walk:
         """Return the batches of each page that no earlier page had.
 
         Raises:
-            LLMBatchesError: The provider gives no list.
+            LLMBatchesError: The provider returns no list.
         """
         deadline = time.monotonic() + _MAX_SECONDS
         seen: set[int] = set()
@@ -52,7 +52,7 @@ class Walk:
             new = [batch for batch in page.batches if hash(batch.id) not in seen]
             seen.update(hash(batch.id) for batch in new)
             yield new
-            # One old batch may stand anywhere.
+            # A single old batch may be anywhere in the list.
             old = old + len(new) if all(batch.created_at < self._too_old for batch in new) else 0
             if not page.has_more or old >= _PAGE:
                 self.complete = True

@@ -49,7 +49,7 @@ class BatchQueries(Store):
     def find(self, connection: Connection, batch_id: str) -> list[Record]:
         """Find the batches with a provider's id, or an id of ours.
 
-        They are more than one if providers gave out the same id.
+        There are several if two providers use the same id.
         """
         rows = connection.execute(_FIND, {"batch_id": batch_id}).all()
         if not rows and (uid := uid_of(batch_id)) is not None:

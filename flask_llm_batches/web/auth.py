@@ -31,7 +31,7 @@ MASTER_OWNER = "master-key"
 """The owner of what is made with the master key and names no ``user``."""
 
 KEY_HEADERS = ("Otari-Key", "AnyLLM-Key", "X-AnyLLM-Key", "X-API-Key")
-"""Where keys may stand, besides ``Authorization``; the first header that is present decides."""
+"""The headers of keys, besides ``Authorization``. The first one that is present counts."""
 
 
 def authenticate(authenticator: Authenticator | None) -> None:

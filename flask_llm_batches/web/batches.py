@@ -43,7 +43,7 @@ def create() -> Response:
     if request.mimetype in NDJSON:
         data = load_query(LINES_QUERY) | {"requests": split_lines(body, longest=LONGEST_REQUEST)}
     else:
-        content = BytesIO()  # gives what it holds: a list of chunks and their sum would be twice the body
+        content = BytesIO()  # a list of chunks and the bytes joined from it would be twice the body
         for chunk in body:
             if not request.is_json:
                 raise UnsupportedMediaType(f"The Content-Type of a create must be {' or '.join(ROW_TYPES)}")

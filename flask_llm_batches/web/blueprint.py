@@ -34,8 +34,8 @@ class BatchIdConverter(PathConverter):
     regex = "(?s:.+?)"
 
 
-# The paths with a slash at the end stand here for themselves: the id would take the slash, whatever
-# strict_slashes says.
+# Paths with a slash at the end are routes of their own. Otherwise the id would include the slash, even with
+# strict_slashes=False.
 ROUTES: tuple[tuple[str, dict[str, Callable[..., Response]]], ...] = (
     ("", {"GET": list_batches, "POST": create}),
     ("/openapi.json", {"GET": openapi}),
@@ -85,7 +85,7 @@ def create_blueprint(hooks: Hooks) -> Blueprint:
 
     def answer_http(error: HTTPException) -> ResponseReturnValue:
         if error.code is None or error.response is not None:
-            return error.get_response()  # what a host gave abort() it gets
+            return error.get_response()  # the host called abort() with a response
         return answer(http_error(error))
 
     blueprint.register_error_handler(LLMBatchesError, answer)

@@ -64,7 +64,7 @@ def _gunzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
                     members += 1
                     if members > _MAX_MEMBERS:
                         raise ValidationFailed.of(f"The body has more than {_MAX_MEMBERS} gzip members.")
-                # No more than so much at a time: a few bytes may stand for gigabytes.
+                # In small pieces: a few bytes may unpack to gigabytes.
                 yield unpack.decompress(packed, _CHUNK)
                 packed = unpack.unconsumed_tail or unpack.unused_data
                 begun = True

@@ -1,4 +1,4 @@
-"""Turns errors of ours, of Flask's and of marshmallow's into answers."""
+"""Turns our own errors, Flask's and marshmallow's into answers."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _LINE_ENDS = (
 )
 
 
-# Proxies give up after a minute of silence, some after half of it.
+# Many proxies close a connection after 60 seconds without data, some after 30.
 _PATIENCE = 15
 
 
@@ -44,9 +44,9 @@ class ResultsInterrupted(Exception):
 def caller_waits(environ: WSGIEnvironment) -> Callable[[], bool]:
     """Return a function that returns whether to keep waiting for the first row.
 
-    So long, a failure of the provider gets an answer of its own. Most servers show their socket, and whoever
-    waits for an answer sends nothing: what there is to read there is the end. Without it, or after some
-    seconds, only sending can tell.
+    While it returns True, an error of the provider can still get its own HTTP status. Most servers expose the
+    socket. A caller who waits sends nothing, so if there is something to read, the caller has hung up. Without
+    the socket, or after some seconds, only sending data shows whether the caller is still there.
     """
     connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     deadline = time.monotonic() + _PATIENCE

@@ -163,7 +163,7 @@ class Adapter:
     @classmethod
     def is_final(cls, batch: Batch) -> bool:
         """Return whether nothing about a batch that has ended will change."""
-        # Failed rows may stand in the output file, so the lack of the other keeps no results back.
+        # Failed rows may be in the output file, so results are read without an error file, too.
         _, failed = _counted(batch)
         return not (cls.leaves_files and failed and not batch.error_file_id) or batch.settled
 
