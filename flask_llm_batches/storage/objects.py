@@ -51,7 +51,7 @@ class Objects:
 
     @contextmanager
     def write(self, key: str) -> Iterator[Callable[[bytes], object]]:
-        # Into a file first: obstore's writer cannot be aborted. The file has no name, so a kill leaves none behind.
+        # Into a file first: obstore's writer cannot be aborted. The file has no name, so a kill leaves none.
         with unavailable(OSError):
             file = tempfile.TemporaryFile(dir=self._spool_dir)  # noqa: SIM115  # it is below
 

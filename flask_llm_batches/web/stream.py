@@ -44,9 +44,9 @@ class ResultsInterrupted(Exception):
 def caller_waits(environ: WSGIEnvironment) -> Callable[[], bool]:
     """Return a function that returns whether to keep waiting for the first row.
 
-    While it returns True, an error of the provider can still get its own HTTP status. Most servers expose the
-    socket. A caller who waits sends nothing, so if there is something to read, the caller has hung up. Without
-    the socket, or after some seconds, only sending data shows whether the caller is still there.
+    While it returns True, an error of the provider can still get its own HTTP status. Most servers expose
+    their socket. A caller who waits sends nothing, so if there is something to read, the caller has hung up.
+    Without the socket, or after some seconds, only sending data shows whether the caller is still there.
     """
     connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     deadline = time.monotonic() + _PATIENCE
