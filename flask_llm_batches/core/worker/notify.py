@@ -13,9 +13,19 @@ from flask_llm_batches.core.worker.steps import Next
 from flask_llm_batches.store.models import Record, Webhook
 from flask_llm_batches.store.webhooks import Tried, Webhooks
 
-# Seconds until a webhook is sent again: eleven times in a day, as Standard Webhooks recommends.
+# Seconds until a webhook is sent again: eleven tries within a day.
 _WAITS = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 _DAY = 24 * 3600
+
+# A name that cannot be encoded for the DNS is a UnicodeError.
+_NOT_REACHED = (
+    OSError,
+    UnicodeError,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+)
+
 _GONE = 410
 
 
@@ -48,7 +58,7 @@ class Notify:
             answer = post(target.url, headers, body, allow_private=target.allow_private)
         except AddressNotPublic:
             return Tried("has no public address", wait=wait)
-        except (OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+        except _NOT_REACHED as error:
             return Tried(f"is not reached: {type(error).__name__}", wait=wait)
         if 200 <= answer.status < 300:
             return Tried(f"answers {answer.status}", sent=True)
