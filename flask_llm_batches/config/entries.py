@@ -16,6 +16,7 @@ from flask_llm_batches.errors import ConfigurationError
 NAME = r"[A-Za-z0-9_.-]{1,64}"
 """The pattern of the names of handlers and webhooks."""
 
+_LAST_PORT = 65535
 _SHORTEST_SECRET = 16  # bytes; Standard Webhooks recommends 24 to 64
 
 
@@ -108,9 +109,8 @@ def _webhook(key: str, name: object, entry: object) -> WebhookSettings:
     for flag in flags:
         if not isinstance(entry.get(flag, False), bool):
             raise wrong(f"{key}[{flag!r}]", "True or False", entry[flag])
-    schemes = "https?" if entry.get("allow_private") else "https"
     url = entry.get("url")
-    if not isinstance(url, str) or not re.fullmatch(rf"{schemes}://[^/?#@\s\\]+([/?][!-~]*)?", url):
+    if not isinstance(url, str) or not _is_url(url, "https?" if entry.get("allow_private") else "https"):
         raise wrong_secret(f"{key}['url']", "the URL of an HTTPS server without user name or password", url)
     return WebhookSettings(
         name,
@@ -118,6 +118,12 @@ def _webhook(key: str, name: object, entry: object) -> WebhookSettings:
         _secrets(f"{key}['secret']", entry.get("secret")),
         **{f: entry.get(f, False) for f in flags},
     )
+
+
+def _is_url(url: str, schemes: str) -> bool:
+    host = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    found = re.fullmatch(rf"{schemes}://{host}(:(?P<port>[0-9]{{1,5}}))?([/?][!-~]*)?", url)
+    return found is not None and 0 < int(found["port"] or 443) <= _LAST_PORT
 
 
 def _check_options(key: str, entry: Mapping[Any, Any], known: Collection[str], hint: str = "") -> None:
