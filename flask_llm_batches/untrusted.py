@@ -66,7 +66,7 @@ def is_longer(array: msgspec.Raw | bytes | memoryview, limit: int) -> bool:
     is refused for that.
     """
     content = memoryview(array)
-    if content.nbytes <= 2 * limit:  # an item and its comma are two bytes
+    if not _has_commas(content, limit):
         return False
     try:
         msgspec.json.decode(content[:-1], type=tuple[(msgspec.Raw,) * (limit + 1)])  # type: ignore[misc]
@@ -74,6 +74,15 @@ def is_longer(array: msgspec.Raw | bytes | memoryview, limit: int) -> bool:
         return bytes(content[:1]) == b"["
     except (msgspec.DecodeError, RecursionError):
         pass
+    return False
+
+
+def _has_commas(content: memoryview, count: int) -> bool:
+    """Return whether there are so many commas. To count items takes memory for each that is allowed."""
+    for start in range(0, content.nbytes, _PIECE):
+        count -= bytes(content[start : start + _PIECE]).count(b",")
+        if count <= 0:
+            return True
     return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import tempfile
+import tracemalloc
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from flask_llm_batches.core.spool import Model, Spool, spooled
 from flask_llm_batches.errors import Problem, ValidationFailed
 from flask_llm_batches.jsonl import split_lines
 from flask_llm_batches.providers.adapters import Adapter
+from flask_llm_batches.untrusted import is_longer
 from tests.json_texts import bodies, cut, digits_kept
 
 
@@ -138,6 +140,17 @@ def test_too_few_and_too_many(tmp_path: Path) -> None:
         (("requests",), "Longer than maximum length 2, the limit of this server.")
     ]
     spool(good, tmp_path, max_requests=3)
+
+
+def test_a_high_limit_costs_nothing() -> None:
+    """Regression: one request took 190 MB when 5 million were allowed."""
+    one = b'[{"custom_id": "r", "body": {"text": "%b"}}]' % (b"x" * 20_000_000)
+    tracemalloc.start()
+    try:
+        assert not is_longer(one, 5_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_file_is_gone_whatever_happens(tmp_path: Path) -> None:
