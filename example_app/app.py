@@ -1,7 +1,7 @@
 """A small shop. A large language model classifies its reviews, in batches.
 
 It is an ordinary Flask app, with its own users, tables and pages. Only the lines with ``llm_batches`` add the
-endpoints, and the worker that labels the reviews.
+endpoints, the dashboard, and the worker that labels the reviews.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, render_template, request
+from flask import Flask, abort, render_template, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
+from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from flask_llm_batches import Batch, DeliveredRow, LLMBatches, Principal
@@ -42,12 +43,13 @@ class Review(Model):
 def principal() -> Principal | None:
     """Return the shop's user who calls, by HTTP Basic; None if the credentials are wrong."""
     basic = request.authorization
-    if basic is None or basic.type != "basic":
-        return None
-    user = db.session.scalar(db.select(User).filter_by(name=basic.username))
-    if user is None or not check_password_hash(user.password, basic.password or ""):
-        return None
-    return Principal(owner=str(user.id))
+    if basic is not None and basic.type == "basic":
+        user = db.session.scalar(db.select(User).filter_by(name=basic.username))
+        if user is not None and check_password_hash(user.password, basic.password or ""):
+            return Principal(owner=str(user.id))
+    if request.blueprint == llm_batches.dashboard.name:  # then a browser asks for them
+        abort(401, www_authenticate=WWWAuthenticate("basic", {"realm": "shop"}))
+    return None
 
 
 @llm_batches.on_results("label-reviews", http=True)
@@ -68,6 +70,7 @@ def create_app(**config: Any) -> Flask:
     app.config.update(config)
     db.init_app(app)
     llm_batches.init_app(app)
+    app.register_blueprint(llm_batches.dashboard, url_prefix="/batches")
 
     @app.get("/")
     def index() -> str:

@@ -83,7 +83,10 @@ def serve(port: int = PORT) -> None:
     """Keep the app running until Ctrl-C."""
     with shop(port, key=os.environ.get("OPENAI_API_KEY")) as (_, url):
         console.print(
-            f"The shop is at {url}, its endpoints at {url}/v1/batches. Ctrl-C ends it.", highlight=False
+            f"The shop is at {url}, its endpoints at {url}/v1/batches, and its dashboard at {url}/batches "
+            "(user ada, password lovelace). Ctrl-C ends it.",
+            highlight=False,
+            soft_wrap=True,
         )
         threading.Event().wait()
 

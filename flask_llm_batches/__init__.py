@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flask_llm_batches.batch import Batch, Row, RowError
-    from flask_llm_batches.core.create import Checked
+    from flask_llm_batches.core.asked import Checked
+    from flask_llm_batches.core.checkup import Finding
+    from flask_llm_batches.core.detail import Detail, Part
+    from flask_llm_batches.core.files import FileContent, FilePage, Upload
+    from flask_llm_batches.core.inspected import Exchange, Failures, Inspected, Overview
+    from flask_llm_batches.core.limits import Limits
     from flask_llm_batches.core.reconcile import Settled
     from flask_llm_batches.core.results import Results
     from flask_llm_batches.core.service import Service
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from flask_llm_batches.extension import LLMBatches
     from flask_llm_batches.principal import EVERYONE, Owner, Principal
     from flask_llm_batches.providers.adapters import Page
+    from flask_llm_batches.store.models import File
     from flask_llm_batches.store.usage import UsageSum
 
 __all__ = [
@@ -29,11 +35,22 @@ __all__ = [
     "Checked",
     "ConfigurationError",
     "DeliveredRow",
+    "Detail",
+    "Exchange",
+    "Failures",
+    "File",
+    "FileContent",
+    "FilePage",
+    "Finding",
+    "Inspected",
     "InvalidOutput",
     "LLMBatches",
     "LLMBatchesError",
+    "Limits",
+    "Overview",
     "Owner",
     "Page",
+    "Part",
     "Principal",
     "Problem",
     "Results",
@@ -41,13 +58,19 @@ __all__ = [
     "RowError",
     "Service",
     "Settled",
+    "Upload",
     "UsageSum",
     "current_llm_batches",
 ]
 
 _HOMES = {
     "batch": {"Batch", "Row", "RowError"},
-    "core.create": {"Checked"},
+    "core.asked": {"Checked"},
+    "core.checkup": {"Finding"},
+    "core.detail": {"Detail", "Part"},
+    "core.files": {"FileContent", "FilePage", "Upload"},
+    "core.inspected": {"Exchange", "Failures", "Inspected", "Overview"},
+    "core.limits": {"Limits"},
     "core.reconcile": {"Settled"},
     "core.results": {"Results"},
     "core.service": {"Service"},
@@ -57,6 +80,7 @@ _HOMES = {
     "extension": {"LLMBatches"},
     "principal": {"EVERYONE", "Owner", "Principal"},
     "providers.adapters": {"Page"},
+    "store.models": {"File"},
     "store.usage": {"UsageSum"},
 }
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import time
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -28,6 +28,23 @@ def uid_of(batch_id: str) -> str | None:
     """Return the uid in an id of ours; None if the id has another form."""
     found = _OWN_ID.fullmatch(batch_id)
     return found and found[1]
+
+
+def file_id(uid: str) -> str:
+    """Return the id of a file that callers see."""
+    return f"file-{uid}"
+
+
+NO_FILE = ""
+"""The ``input_file_id`` of a batch that was made of requests: typed clients want a string."""
+
+OutputKind = Literal["output", "error"]
+"""The files that the results of a batch are in: those that have a result, and the others."""
+
+
+def output_uid(batch_uid: str, kind: OutputKind) -> str:
+    """Return the uid of a file of results."""
+    return f"{kind}-{batch_uid}"
 
 
 STATUSES = frozenset(
@@ -137,7 +154,7 @@ class Batch:
 
     def remembering(self, known: Mapping[str, Any]) -> Self:
         """Return the batch with fields that some providers do not return, and without our own metadata."""
-        kept = dict(self.metadata or known.get("metadata") or {})
+        kept = {**(known.get("metadata") or {}), **(self.metadata or {})}
         kept.pop(UID_KEY, None)
         return replace(
             self,
@@ -197,8 +214,8 @@ class RowError(msgspec.Struct, frozen=True, gc=False):
     def of(cls, code: str, message: str, status: int | None = None) -> Self:
         """Return the error for a code and, if the provider gave one, a status.
 
-        What passes is the same for all providers: 408, 429 and 5xx, what the batch had no time for, and a
-        row that is missing or damaged.
+        The same errors pass at all providers: 408, 429 and 5xx, requests that the batch did not run, and rows
+        that are missing or damaged.
         """
         if status is None:
             status = _STATUS_OF.get(code) or (int(code) if re.fullmatch("[45][0-9]{2}", code) else None)
@@ -223,10 +240,10 @@ TOO_LARGE = RowError.of("too_large", "The provider's row for this request is lon
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """What came of a request; exactly one of ``result`` and ``error`` is None.
+    """The outcome of a request; exactly one of ``result`` and ``error`` is None.
 
     Attributes:
-        custom_id: Whose request it is.
+        custom_id: The id of the request.
         result: The bytes of the provider's JSON object, on one line.
         error: Why there is none.
     """

@@ -1,4 +1,4 @@
-"""What a handler of results gets."""
+"""What a handler of results receives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class InvalidOutput(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DeliveredRow:
-    """What came of a request; exactly one of ``result`` and ``error`` is None.
+    """The outcome of a request; exactly one of ``result`` and ``error`` is None.
 
     Attributes:
         custom_id: The id of the request.
@@ -36,8 +36,9 @@ class DeliveredRow:
 
     @property
     def text(self) -> str | None:
-        """What the model wrote: the first choice of a chat completion, or the text of a message or response.
+        """What the model wrote.
 
+        It is the first choice of a chat completion, or the text of a message or response.
         None if there is no result, or no text in it.
         """
         result = self.result or {}

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple, Self
 
 REQUIRED = "Missing data for required field."
@@ -14,6 +16,9 @@ REQUIRED = "Missing data for required field."
 
 SOUGHT = "is being looked for at the provider"
 """Why a batch has no answer yet, if it is not known whether the provider has it."""
+
+
+_WHEN_BATCHES_END = 60  # seconds until it makes sense to ask again
 
 
 class ConfigurationError(ValueError):
@@ -29,10 +34,10 @@ class LLMBatchesError(Exception):
 
     Attributes:
         status: The HTTP status of the answer.
-        code: Names the case, for programs.
+        code: The name of the error, for programs.
         param: The field that was wrong, if it was one.
         retry_after: ``Retry-After`` of the answer: seconds or an HTTP date.
-        should_retry: False where repeating the call does harm or no good; OpenAI's SDKs obey it.
+        should_retry: False if repeating the call would do harm or be useless; OpenAI's SDKs obey it.
         headers: Further headers of the answer.
         extra: Further top-level fields of the answer.
     """
@@ -56,6 +61,11 @@ class LLMBatchesError(Exception):
         self.should_retry = should_retry
         self.extra = dict(extra or {})
 
+    @property
+    def passes(self) -> bool:
+        """Whether the cause may pass by itself, so that the same call may succeed later."""
+        return self.status >= 500
+
 
 class HTTPError(LLMBatchesError):
     """An error that Flask or the host raised in our endpoints."""
@@ -68,7 +78,7 @@ class HTTPError(LLMBatchesError):
 
 
 class InvalidModel(LLMBatchesError):
-    """``model`` is not ``provider:model``."""
+    """``model`` is not ``provider:model``, nor a name that stands for one."""
 
     status, code = 400, "invalid_model"
 
@@ -104,6 +114,45 @@ class BatchNotFound(LLMBatchesError):
     status, code = 404, "not_found"
 
 
+class NoSuchFile(LLMBatchesError):
+    """There is no such file, or it is someone else's, or it has expired."""
+
+    status, code = 404, "not_found"
+
+    def __init__(self, file_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"No such File object: {file_id}", param=param)
+
+
+class NoSuchModel(LLMBatchesError):
+    """The list of models has no such name."""
+
+    status, code = 404, "not_found"
+
+
+class FilesNotKept(LLMBatchesError):
+    """This server keeps no files, as ``LLM_BATCHES_RETENTION`` is 0."""
+
+    status, code = 501, "files_not_kept"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server keeps no files, as LLM_BATCHES_RETENTION is 0: submit the requests themselves.",
+            should_retry=False,
+        )
+
+
+class DocsNotInstalled(LLMBatchesError):
+    """The package that the interactive page of the OpenAPI document needs is not installed."""
+
+    status, code = 501, "docs_not_installed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This page needs a package on the server: pip install 'flask-llm-batches[swagger]'",
+            should_retry=False,
+        )
+
+
 class UnsupportedMediaType(LLMBatchesError):
     """The body has a media type that is not supported."""
 
@@ -133,11 +182,11 @@ class BatchFailed(LLMBatchesError):
 
     status, code = 409, "batch_failed"
 
-    def __init__(self, batch_id: str, *, reasons: str) -> None:
+    def __init__(self, batch_id: str, *, reasons: str, status: str = "failed") -> None:
         super().__init__(
-            f"Batch '{batch_id}' is not yet complete (status: failed). {reasons}".strip(),
+            f"Batch '{batch_id}' is not yet complete (status: {status}). {reasons}".strip(),
             should_retry=False,
-            extra={"status": "failed"},
+            extra={"status": status},
         )
 
 
@@ -148,6 +197,15 @@ class ResultsGone(LLMBatchesError):
 
     def __init__(self, batch_id: str, *, provider: str) -> None:
         super().__init__(f"Provider '{provider}' no longer has the results of batch '{batch_id}'")
+
+
+class RequestsGone(LLMBatchesError):
+    """The requests of the batch are not kept any more, so they cannot be submitted again."""
+
+    status, code = 410, "requests_gone"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"The requests of batch '{batch_id}' are not kept any more", should_retry=False)
 
 
 class IdempotencyInProgress(LLMBatchesError):
@@ -191,10 +249,12 @@ class Problem(NamedTuple):
     Attributes:
         path: The way to the field: ``("requests", 3, "custom_id")``; empty for the whole.
         message: What is wrong with it.
+        code: OpenAI's code for it, where it has one.
     """
 
     path: tuple[str | int, ...]
     message: str
+    code: str = "invalid_request"
 
 
 class ValidationFailed(LLMBatchesError):
@@ -210,7 +270,7 @@ class ValidationFailed(LLMBatchesError):
     def __init__(self, problems: Iterable[Problem], *, in_query: bool = False) -> None:
         self.problems = tuple(problems)
         self.in_query = in_query
-        found = (f"{'.'.join(map(str, path)) or 'body'}: {text}" for path, text in self.problems[:5])
+        found = (f"{'.'.join(map(str, one.path)) or 'body'}: {one.message}" for one in self.problems[:5])
         super().__init__("; ".join(found))
 
     @classmethod
@@ -244,19 +304,67 @@ class UnsupportedProvider(LLMBatchesError):
 
 
 class RateLimited(LLMBatchesError):
-    """The rate limit of the provider was reached."""
+    """The rate limit of the provider was reached.
+
+    Attributes:
+        is_final: Whether waiting does not help, as the account has no money left.
+    """
 
     status, code = 429, "rate_limited"
+    is_final = False
+
+    @property
+    def passes(self) -> bool:
+        return not self.is_final
+
+
+class OwnerLimitReached(LLMBatchesError):
+    """The owner would have more than the app allows."""
+
+    status, code = 429, "owner_limit_reached"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit: int | Decimal,
+        used: int | Decimal,
+        asked: int | Decimal,
+        resets_at: int | None = None,
+    ) -> None:
+        left = max(limit - used, 0)
+        when = "batches end" if resets_at is None else "the next month begins, in UTC"
+        what = f"{name} at once" if resets_at is None else f"{name} a month"
+        super().__init__(
+            f"Your limit is {limit:,} {what}: {left:,} are left, and this batch needs {asked:,}. "
+            f"More are there when {when}.",
+            retry_after=str(_WHEN_BATCHES_END if resets_at is None else max(1, resets_at - int(time.time()))),
+            should_retry=False,
+            extra={
+                "limit": {
+                    "name": name,
+                    "limit": float(limit),
+                    "used": float(used),
+                    "left": float(left),
+                    "resets_at": resets_at,
+                }
+            },
+        )
 
 
 class ProviderFailed(LLMBatchesError):
-    """The provider failed, or refused our credentials."""
+    """The provider failed, or refused our credentials.
+
+    Attributes:
+        upstream_status: The HTTP status of its answer; None if there was none, or it made no sense.
+    """
 
     status, code = 502, "provider_error"
+    upstream_status: int | None = None
 
 
 class ProviderNotConfigured(LLMBatchesError):
-    """The provider has no credentials here, or its package is missing."""
+    """The provider has no key or no package here, or is no longer in the settings."""
 
     status, code = 503, "provider_not_configured"
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from flask_llm_batches.cli import cli
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.handlers import Handler, Handlers
+from flask_llm_batches.core.limits import Limit, Limiter
 from flask_llm_batches.core.service import Service
+from flask_llm_batches.dashboard.blueprint import create_dashboard
 from flask_llm_batches.engines.thread import start_with_first_request
 from flask_llm_batches.errors import ConfigurationError
 from flask_llm_batches.log import get_logger
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound=Authenticator)
 E = TypeVar("E", bound=ErrorHandler)
 H = TypeVar("H", bound=Handler)
+L = TypeVar("L", bound=Limit)
 
 logger = get_logger(__name__)
 
@@ -39,6 +42,8 @@ class LLMBatches:
 
     Attributes:
         blueprint: The endpoints, for a host that registers them itself.
+        dashboard: Pages for people who log in to the host or use HTTP Basic. They are there if the host
+            registers them: ``app.register_blueprint(llm_batches.dashboard, url_prefix="/batches")``.
     """
 
     def __init__(self, app: Flask | None = None, *, db: SQLAlchemy | None = None) -> None:
@@ -50,7 +55,9 @@ class LLMBatches:
         self._db = db
         self._hooks = Hooks()
         self._handlers = Handlers()
+        self._limiter = Limiter()
         self.blueprint = create_blueprint(self._hooks)
+        self.dashboard = create_dashboard(self._hooks)
         if app is not None:
             if not hasattr(app, "extensions"):
                 raise TypeError(
@@ -78,7 +85,7 @@ class LLMBatches:
         settings = Settings.from_config(app.config)
         providers = Providers(settings)
         app.extensions["llm_batches"] = Service(
-            settings, self._database(app, settings), providers, self._handlers
+            settings, self._database(app, settings), providers, self._handlers, self._limiter
         )
         app.cli.add_command(cli)
         if settings.worker == "thread":
@@ -104,6 +111,16 @@ class LLMBatches:
         may. It may be async, too.
         """
         self._hooks.error_handler = function
+        return function
+
+    def limits(self, function: L) -> L:
+        """Register a function that says what an owner may have; use it as a decorator.
+
+        It gets the ``Principal`` who owns a new batch, and returns ``Limits``, or None for no limits. It may
+        be async. A create that exceeds the limits is a 429. If an admin creates for another owner, or a
+        worker reads an input file, the ``Principal`` is that owner, and no admin.
+        """
+        self._limiter.limit = function
         return function
 
     def on_results(self, name: str, *, http: bool = False) -> Callable[[H], H]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# No id of a provider has control characters, half characters, "?", "#", "%", or empty and dot segments.
+# No id of a provider has control characters, lone surrogates, "?", "#", "%", or empty and dot segments.
 _ID = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f-\x9f\ud800-\udfff?#%]{1,512}")
 
 
@@ -103,4 +103,4 @@ READ: dict[str, Callable[[Any], Any]] = {
     "metadata": _metadata,
     "usage": _usage,
 }
-"""How each field is read but for ``id``, ``status`` and the times that all have; None is as if left out."""
+"""How each field is read, except ``id``, ``status`` and ``created_at``. None means a missing field."""

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
 
 NDJSON = ("application/x-ndjson", "application/jsonl")
 """The media types of lines of JSON: the one that we answer with, and the one of OpenAI's files."""
+
+# Readers such as Python's splitlines take them for ends of lines. JSON may have them in strings, and the last
+# one between its values, too.
+_LINE_ENDS = (
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+    (b"\xc2\x85", rb"\u0085"),
+    (b"\r", b" "),
+)
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_lines(values: Sequence[Any]) -> bytes:
+    """Return values as lines of JSON, in which only line feeds end a line."""
+    lines = _encoder.encode_lines(values)
+    for end, escape in _LINE_ENDS:
+        lines = lines.replace(end, escape)
+    return lines
 
 
 class Lines:

@@ -14,16 +14,22 @@ logger = get_logger(__name__)
 _signals = Namespace()
 
 batch_submitted = _signals.signal("batch-submitted")
-"""A provider accepted a batch. Payload: ``batch`` (``Batch``), ``owner`` and ``requested_by`` (strings)."""
+"""A provider accepted a batch.
+
+Payload: ``batch`` (``Batch``), ``owner`` and ``requested_by`` (strings).
+"""
 
 batch_finished = _signals.signal("batch-finished")
-"""A batch was seen to be completed, failed, expired or cancelled: once, by the first call that saw it.
+"""A batch was seen to be completed, failed, expired or cancelled, once, by the first call that saw it.
 
 Payload: ``batch`` (``Batch``) and ``owner`` (a string).
 """
 
 usage_recorded = _signals.signal("usage-recorded")
-"""A row of usage was inserted. Payload: ``usage``, a dict of its columns (``store/models/batches.py``)."""
+"""A row of usage was inserted.
+
+Payload: ``usage``, a dict of its columns (``store/models/batches.py``).
+"""
 
 
 def send(signal: NamedSignal, **payload: Any) -> None:

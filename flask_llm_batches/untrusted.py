@@ -21,7 +21,7 @@ _PIECE = 1 << 20
 
 
 class TooMany(ValueError):
-    """A value has too many parts, or may have."""
+    """A value has too many parts, or may have too many."""
 
 
 class _Key:
@@ -62,8 +62,8 @@ def read_object(value: msgspec.Raw | bytes | memoryview) -> dict[str, msgspec.Ra
 def is_longer(array: msgspec.Raw | bytes | memoryview, limit: int) -> bool:
     """Return whether an array has more items than a limit; False if it is not an array.
 
-    A list of another length than that is refused at the first item too many. Without its end, any other one
-    is refused for that.
+    msgspec refuses a tuple at the first item too many, and reads no further. The last byte is left out, so
+    that a shorter array is refused as incomplete.
     """
     content = memoryview(array)
     if not _has_commas(content, limit):

@@ -1,4 +1,4 @@
-"""A provider that does everything wrong, at random, until it is told to stop."""
+"""Makes the calls of a provider fail at random, in many ways, until it is stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARE = 0.15
 
 
 class Chaos:
-    """Lets calls of the simulator's OpenAI go wrong.
+    """Makes calls of the simulator's OpenAI fail.
 
     Attributes:
         counts: How often each fault happened.
@@ -33,6 +33,7 @@ class Chaos:
 
     def stop(self) -> None:
         self._simulator.rewrite = None
+        self._simulator._faults.clear()  # the one that ``_interrupt`` left for a call that never came
 
     def _rewrite(self, call: Call, answer: Response) -> Response:
         if answer.status_code != 200 or self._random.random() > SHARE:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -33,7 +34,9 @@ MakeDatabase = Callable[[], str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep one place for the PostgreSQL of all workers."""
+    """Keep one place for the PostgreSQL of all workers, and let commands that tests start be interrupted."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for end in (_connection, _caller):
         config.add_cleanup(end.close)
     if not hasattr(config, "workerinput"):
@@ -44,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _hosts_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instance folders go where pytest tidies up, and no key of the developer's is used."""
+    """Put instance folders where pytest deletes them, and use no key of the developer."""
     monkeypatch.setenv("HOSTS_DIR", str(tmp_path))
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MISTRAL_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -52,7 +55,7 @@ def _hosts_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_key_in_any_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever is tested, and however much is logged, no key is in it."""
+    """No test logs a key."""
     caplog.set_level(logging.DEBUG)
     yield
     logged = "\n".join(record.getMessage() for record in caplog.get_records("call"))
@@ -110,7 +113,7 @@ def make_host(llm_provider: Simulator, spool_dir: Path) -> MakeHost:
 
 @pytest.fixture(params=KINDS)
 def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDatabase]:
-    """Make a database, of each kind in turn, and give its URL."""
+    """Make a database of each kind in turn, and return its URL."""
     with ExitStack() as databases:
         yield lambda: databases.enter_context(database(request.param, tmp_path))
 
@@ -157,7 +160,7 @@ def client_of(app: Flask, user: str | None) -> FlaskClient:
 
 
 def create_batch(client: FlaskClient, count: int = 3, **fields: Any) -> str:
-    """Create a batch and give its id."""
+    """Create a batch and return its id."""
     body = {"model": "openai:gpt-4o-mini", "requests": requests(count), **fields}
     answer = client.post("/v1/batches", json=body)
     assert answer.status_code == 200, answer.text

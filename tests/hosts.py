@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from contextvars import Context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from asgiref.wsgi import WsgiToAsgi
 from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_llm_batches import LLMBatches, Principal, current_llm_batches
+from flask_llm_batches import Limits, LLMBatches, Principal, current_llm_batches
 from flask_llm_batches.testing import Simulator
 
 MASTER_KEY = "master-0123456789"
@@ -27,13 +28,20 @@ KEYS = re.compile(f"{MASTER_KEY}|{Simulator.api_key}|llmb_[A-Za-z0-9_-]{{43}}")
 
 
 def create_host(
-    *, database: Path | str | None = None, db: SQLAlchemy | None = None, **settings: Any
+    *,
+    database: Path | str | None = None,
+    db: SQLAlchemy | None = None,
+    limits: Callable[[Principal], Limits | None] | None = None,
+    dashboard: str | None = None,
+    **settings: Any,
 ) -> Flask:
-    """Make an app that knows its users by the header ``X-User``.
+    """Make an app that knows its users by the header ``X-User``, or a cookie.
 
     Args:
         database: The host's own database, a SQLite file or a URL; None for a host that has none.
         db: The host's ``SQLAlchemy()``; a new one unless given.
+        limits: Returns what an owner may have.
+        dashboard: Where the dashboard is; by default nowhere.
         settings: ``LLM_BATCHES_*``, without the prefix.
     """
     app = Flask(__name__, instance_path=tempfile.mkdtemp(prefix="host-", dir=os.environ.get("HOSTS_DIR")))
@@ -47,9 +55,13 @@ def create_host(
 
     @extension.authenticator
     def principal() -> Principal | None:
-        user = request.headers.get("X-User")
-        return Principal(owner=user) if user else None
+        user = request.headers.get("X-User") or request.cookies.get("user")
+        return Principal(owner=user, admin=user == "the-admin") if user else None
 
+    if limits is not None:
+        extension.limits(limits)
+    if dashboard is not None:
+        app.register_blueprint(extension.dashboard, url_prefix=dashboard)
     if db is not None:
         with app.app_context():
             db.create_all()
@@ -66,17 +78,22 @@ def dispose(app: Flask) -> None:
 
 def from_environment(**settings: Any) -> Flask:
     """Make the app of a server test, in the server's process."""
-    app = create_host(
-        database=os.environ["HOST_DATABASE"],
-        providers=json.loads(os.environ["HOST_PROVIDERS"]),
-        master_key=MASTER_KEY,
-        spool_dir=os.environ["HOST_SPOOL"],
-        url_prefix=["/v1/batches", "/api/v1/batches"],
-        **settings,
-    )
+    defaults = {
+        "providers": json.loads(os.environ["HOST_PROVIDERS"]),
+        "master_key": MASTER_KEY,
+        "spool_dir": os.environ["HOST_SPOOL"],
+        "url_prefix": ["/v1/batches", "/api/v1/batches"],
+    }
+    app = create_host(database=os.environ["HOST_DATABASE"], **{**defaults, **settings})
     app.add_url_rule("/keys/<owner>", view_func=_make_key, methods=["POST"])
     atexit.register(dispose, app)  # since Python 3.13, SQLite warns of connections that are open at the end
     return app
+
+
+def mapped(model: str) -> Flask:
+    """Make that app with all three providers, one of which is behind a model of OpenAI's."""
+    providers = json.loads(os.environ["HOST_ALL_PROVIDERS"])
+    return from_environment(providers=providers, models={"gpt-4o-mini": model})
 
 
 def logged() -> Flask:

@@ -1,4 +1,4 @@
-"""JSON as text, with all that a parser and a dump would lose."""
+"""JSON as text, with everything that parsing and dumping would lose."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def _object(pairs: list[tuple[str, str]], space: str) -> str:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut bytes at such places, counted round and round."""
+    """Cut bytes into pieces of these lengths, which are used again and again."""
     ends = sorted(place % (len(data) + 1) for place in places)
     return [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]

@@ -23,7 +23,7 @@ ADAPTERS = {"openai": OpenAIAdapter, "anthropic": AnthropicAdapter}
 
 
 def body(model: str) -> dict[str, Any]:
-    """Give a create that takes some writes to upload."""
+    """Return the body of a create whose upload takes several writes."""
     return {"model": model, "requests": requests(2000, max_tokens=9)}
 
 
@@ -84,7 +84,7 @@ POINTS: dict[str, Callable[[str], None]] = {
 
 
 def ready() -> Flask:
-    """Make the app of a server whose workers, forked from it, have nothing left to import."""
+    """Make the app of a server that has imported everything before it forks its workers."""
     import any_llm.providers.openai  # noqa: F401
 
     app = from_environment()
@@ -99,6 +99,16 @@ def impatient() -> Flask:
     app = from_environment(timeout=1.5, transfer_timeout=4)
     dispose(app)
     return app
+
+
+SMALL = 20
+"""The requests of a part, where parts are small."""
+
+
+def parted() -> Flask:
+    """Make that app with small parts."""
+    OpenAIAdapter.max_requests = SMALL
+    return ready()
 
 
 if __name__ == "__main__":

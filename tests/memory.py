@@ -1,4 +1,4 @@
-"""A process with little memory: ``python -m tests.memory`` reads bodies, and writes how they fared.
+"""A process with little memory: ``python -m tests.memory`` reads bodies, and writes the results.
 
 A line of the input is ``[type, MiB, head, unit, between, tail]``: the body of that type and size is the head,
 as many of the unit as fit, and the tail, with ``between`` after every 60 MiB. Every ``#`` is another number.

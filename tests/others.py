@@ -1,4 +1,4 @@
-"""Providers that the simulator does not speak for, as far as our tests go."""
+"""Providers that the simulator does not have, as far as the tests need them."""
 
 from __future__ import annotations
 

@@ -8,16 +8,36 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+from werkzeug.serving import make_server
 
 from flask_llm_batches.testing import Simulator
 from tests.hosts import KEYS, create_host, dispose
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+@contextmanager
+def serving(app: WSGIApplication) -> Iterator[str]:
+    """Run an app in this process, under a server with a thread for every call."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ def serve(
         **os.environ,
         "HOST_DATABASE": database,
         "HOST_PROVIDERS": json.dumps({"openai": simulator.settings}),
+        "HOST_ALL_PROVIDERS": json.dumps(simulator.providers),
         "HOST_SPOOL": str(spool),
         "PYTHONWARNINGS": "default",
     }
@@ -109,7 +130,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log_file: Path) -> Non
 
 @contextmanager
 def s3(folder: Path) -> Iterator[str]:
-    """Run an object store that speaks Amazon's protocol, with an empty bucket, and give its URL."""
+    """Run an object store that speaks Amazon's protocol, with an empty bucket, and return its URL."""
     url = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "moto.server", "--port", url.rpartition(":")[2]]
     with (folder / "s3.log").open("wb") as log:

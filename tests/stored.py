@@ -1,4 +1,4 @@
-"""Processes that store: ``python -m tests.stored overwrite`` is to be killed, ``measure`` moves 1 GB."""
+"""Processes: ``python -m tests.stored overwrite`` writes until it is killed, ``measure`` moves 1 GB."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def got(storage: Storage, key: str = KEY) -> bytes:
 
 
 def sealed(size: int) -> bytes:
-    """Make bytes that no codec makes shorter, and that tell whether they are whole."""
+    """Make bytes that cannot be compressed, and that show whether they are complete."""
     data = random.randbytes(size)
     return data + hashlib.sha256(data).digest()
 

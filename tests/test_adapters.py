@@ -39,6 +39,10 @@ def text(content: str, **more: Any) -> dict[str, Any]:
     return {"type": "text", "text": content, **more}
 
 
+def picture(url: str, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
 @pytest.mark.parametrize(
     ("given", "sent"),
     [
@@ -47,6 +51,41 @@ def text(content: str, **more: Any) -> dict[str, Any]:
         ({"top_k": 5, "thinking": {"type": "adaptive"}}, {"top_k": 5, "thinking": {"type": "adaptive"}}),
         ({"tools": None, "seed": None, "max_completion_tokens": None}, {}),
         ({"max_tokens": None, "max_completion_tokens": 7}, {"max_tokens": 7}),
+        ({"max_tokens": None}, {"max_tokens": 4096}),
+        (
+            {"messages": [said("user", [text("what is it?"), picture("https://a.b/c.png")])]},
+            {
+                "messages": [
+                    said(
+                        "user",
+                        [
+                            text("what is it?"),
+                            {"type": "image", "source": {"type": "url", "url": "https://a.b/c.png"}},
+                        ],
+                    )
+                ]
+            },
+        ),
+        (
+            {"messages": [said("user", [picture("data:image/png;base64,iVBORw0=", detail="auto")])]},
+            {
+                "messages": [
+                    said(
+                        "user",
+                        [
+                            {
+                                "type": "image",
+                                "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0="},
+                            }
+                        ],
+                    )
+                ]
+            },
+        ),
+        (
+            {"messages": [said("user", '[{"type": "image_url"}]')]},
+            {"messages": [said("user", '[{"type": "image_url"}]')]},
+        ),
         ({"stop": "END"}, {"stop_sequences": ["END"]}),
         ({"stop": ["A", "B"]}, {"stop_sequences": ["A", "B"]}),
         ({"stop_sequences": ["A"]}, {"stop_sequences": ["A"]}),
@@ -70,7 +109,7 @@ def text(content: str, **more: Any) -> dict[str, Any]:
 def test_what_a_chat_completion_becomes(
     ada: FlaskClient, llm_provider: Simulator, given: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    """What can be carried to Anthropic faithfully is, in its words; nulls are as if left out."""
+    """Everything that Anthropic has is translated; nulls count as missing."""
     answer = create(ada, {"max_tokens": 9, "messages": [HELLO], **given})
     assert answer.status_code == 200, answer.text
     ((line,),) = (batch.requests for batch in llm_provider.batches)
@@ -101,13 +140,22 @@ def test_what_a_chat_completion_becomes(
             ["messages", 0, "cache_control"],
             "unsupported_parameters",
         ),
-        ({"max_tokens": None}, ["max_tokens"], "validation_error"),
+        (
+            {"messages": [said("user", [picture("https://a.b/c.png", detail="low")])]},
+            ["messages", 0, "content", 0, "image_url", "detail"],
+            "unsupported_parameters",
+        ),
+        (
+            {"messages": [said("user", [text("a"), {**picture("https://a.b/c.png"), "cache_control": {}}])]},
+            ["messages", 0, "content", 1],
+            "unsupported_parameters",
+        ),
     ],
 )
 def test_what_cannot_be_carried_is_named(
     ada: FlaskClient, llm_provider: Simulator, given: dict[str, Any], where: list[Any], code: str
 ) -> None:
-    """A request that would not arrive as it is makes the create a 422 with index and parameter."""
+    """A request that would lose something is a 422 with its index and parameter."""
     good = {"max_tokens": 9, "messages": [HELLO]}
     answer = create(ada, good, {**good, **given})
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (422, code), answer.text
@@ -131,7 +179,7 @@ def test_an_id_that_anthropic_does_not_take(
 
 @pytest.mark.parametrize("messages", ["hello", [3], [{"content": "hello"}], [{"role": 3}]])
 def test_what_anthropic_itself_finds_wrong(ada: FlaskClient, llm_provider: Simulator, messages: Any) -> None:
-    """Messages that are none go as they are, and Anthropic says so in the row."""
+    """Malformed messages are passed on, and Anthropic reports them in the row."""
     answer = create(ada, {"max_tokens": 9, "messages": messages})
     assert answer.status_code == 200
     (batch,) = llm_provider.batches
@@ -178,14 +226,14 @@ def test_an_entry_adds_to_every_batch(
 
 
 def test_an_entry_cannot_add_what_would_be_dropped(make_host: MakeHost, llm_provider: Simulator) -> None:
-    """``batch_args`` that a provider's create has no place for end the start, with a message."""
+    """``batch_args`` that a provider's create does not take are an error at the start."""
     entry = {**llm_provider.providers["anthropic"], "batch_args": {"metadata_of_ours": 1}}
     with pytest.raises(ConfigurationError, match=r"must not have 'metadata_of_ours'.*extra_headers only"):
         make_host(providers={"anthropic": entry})
 
 
 def test_together(make_host: MakeHost, others: Others, tmp_path: Path) -> None:
-    """By any-llm's public calls alone a batch is made as its entry says, remembered and read."""
+    """With any-llm's public calls only, a batch is made with the entry's options, recorded and read."""
     pytest.importorskip("together")
     entry = {"api_key": "k", "api_base": others.url, "batch_args": {"priority": 7}}
     ada = client_of(make_host(providers={"together": entry}, database=tmp_path / "host.sqlite3"), "ada")

@@ -1,4 +1,4 @@
-"""Results that a worker has archived: accounted for, and there when the provider has deleted them."""
+"""Archived results are accounted for, and are there after the provider has deleted them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_results_are_the_same_from_the_archive(
 def test_every_request_is_in_the_archive(
     make_host: MakeHost, llm_provider: Simulator, database: str, provider: str
 ) -> None:
-    """Also those that were not executed, and those of which the provider has no row."""
+    """Requests that were not executed, or have no row at the provider, are in it, too."""
     app = make_host(database=database, providers=llm_provider.providers)
     ada = client_of(app, "ada")
     body = {"max_tokens": 9}
@@ -86,7 +86,7 @@ def test_every_request_is_in_the_archive(
 def test_usage_is_accounted_for_without_a_reader(
     database_app: Flask, database_url: str, llm_provider: Simulator
 ) -> None:
-    """Once: who fetches the results later changes nothing."""
+    """Usage is recorded once, and a later reader changes nothing."""
     ada = client_of(database_app, "ada")
     batch_id = ended(ada, llm_provider)
     tick(database_app, database_url)
@@ -100,7 +100,7 @@ def test_usage_is_accounted_for_without_a_reader(
 
 
 def test_damaged_rows_are_read_again(make_host: MakeHost, llm_provider: Simulator, database: str) -> None:
-    """Nothing is archived until they are whole, or will not be any more."""
+    """Nothing is archived until they are whole, or too old to become whole."""
     app = make_host(database=database)
     ada = client_of(app, "ada")
 
@@ -121,7 +121,7 @@ def test_damaged_rows_are_read_again(make_host: MakeHost, llm_provider: Simulato
 
 
 def test_the_archive_expires(make_host: MakeHost, llm_provider: Simulator, database: str) -> None:
-    """After ``LLM_BATCHES_RETENTION`` days, what the provider still has counts again."""
+    """After ``LLM_BATCHES_RETENTION`` days, results come from the provider again."""
     app = make_host(database=database, retention=3)
     ada = client_of(app, "ada")
     batch_id = ended(ada, llm_provider)

@@ -1,4 +1,4 @@
-"""Who may call: the host says, or the master key; nobody else."""
+"""The host's authenticator, the master key and built-in keys decide who may call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids of every provider reach the right endpoint; what is no id reaches no provider."""
+"""Ids of every provider reach the right endpoint, and invalid ids reach no provider."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_ids_reach_all_four_routes(
 def test_what_is_no_id_reaches_no_provider(
     admin: FlaskClient, llm_provider: Simulator, path: str, suffix: str
 ) -> None:
-    """Control characters, marks of a URL, empty and dot segments and long ids are a 404, for an admin too."""
+    """Control characters, "?", "#", "%", dot segments and long ids are a 404, also for an admin."""
     method = "POST" if suffix == "/cancel" else "GET"
     answer = admin.open(f"/v1/batches/{path}{suffix}?provider=openai", method=method)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (404, "not_found")
@@ -73,7 +73,7 @@ def test_what_is_no_id_reaches_no_provider(
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "mistral"])
 def test_ids_are_quoted_in_every_path(make_host: MakeHost, llm_provider: Simulator, provider: str) -> None:
-    """Regression: Mistral's SDK took an id for a part of the path, whatever was in it."""
+    """Regression: Mistral's SDK put an id into the path without quoting it."""
     batch_id = "b c;+&=ü:1"
     llm_provider.next_batch_id = batch_id
     app = make_host(providers=llm_provider.providers)
@@ -95,7 +95,7 @@ def test_ids_are_quoted_in_every_path(make_host: MakeHost, llm_provider: Simulat
 
 
 def test_a_provider_that_takes_any_spelling(make_host: MakeHost, llm_provider: Simulator) -> None:
-    """Regression: ``MSGBATCH_1`` showed what is somebody's ``msgbatch_1`` to a provider that takes both."""
+    """Regression: ``MSGBATCH_1`` showed another owner's ``msgbatch_1`` if the provider ignores case."""
     app = make_host(providers=llm_provider.providers, untracked="allow")
     ada, bob, admin = (client_of(app, name) for name in ("ada", "bob", None))
     llm_provider.next_batch_id = "msgbatch_1"
@@ -122,7 +122,7 @@ def test_a_provider_that_takes_any_spelling(make_host: MakeHost, llm_provider: S
 def test_an_id_that_is_used_again_is_the_new_batch(
     database_app: Flask, llm_provider: Simulator, ended: bool
 ) -> None:
-    """Regression: a provider that had lost its batches and counted anew gave the old batch's rows for it."""
+    """Regression: after a provider began to count from one again, an id showed the old batch's rows."""
     ada, bob = (client_of(database_app, name) for name in ("ada", "bob"))
     llm_provider.next_batch_id = "batch_1"
     headers = {"Idempotency-Key": "k"}

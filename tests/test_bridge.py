@@ -1,4 +1,4 @@
-"""Both ways across: the kept loop, and a loop of one's own."""
+"""Async code runs on the kept loop, or on a loop of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def loop_id() -> int:
 
 
 class Thing:
-    """Something that is kept, and knows when it was closed."""
+    """A kept object that records when it was closed."""
 
     def __init__(self) -> None:
         self.closed = threading.Event()
@@ -59,7 +59,7 @@ def test_what_is_raised_comes_back(apart: bool) -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_time_is_limited(apart: bool) -> None:
-    """A call that takes too long is cancelled, has wound itself up, and raises TimeoutError."""
+    """A call that takes too long is cancelled, may clean up, and raises TimeoutError."""
     ended = threading.Event()
 
     async def sleep() -> None:
@@ -96,7 +96,7 @@ def test_threads_call_at_the_same_time() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_simultaneous_questions_are_asked_once(fails: bool) -> None:
-    """Who comes with the same key meanwhile gets the same answer or error; who comes later asks anew."""
+    """Calls with the same key at the same time share an answer or error; a later call asks again."""
     bridge, asked = Bridge(), []
     go = threading.Event()
 
@@ -121,8 +121,8 @@ def test_simultaneous_questions_are_asked_once(fails: bool) -> None:
     assert call(0) == ("gone" if fails else 2)
 
 
-def test_nobody_joins_what_is_parted() -> None:
-    """After ``part`` a question is asked anew, though the old one still runs."""
+def test_nobody_shares_what_is_out_of_date() -> None:
+    """After ``stop_sharing``, a call asks again although the old one still runs."""
     bridge, asked = Bridge(), []
 
     async def ask() -> int:
@@ -153,7 +153,7 @@ def test_what_is_kept_is_made_once_and_closed() -> None:
 
 
 def test_a_loop_of_ones_own_is_another() -> None:
-    """Apart from the others means another loop, also where the caller's own loop is running."""
+    """``run_apart`` uses another loop, also if the caller's own loop is running."""
     bridge = Bridge()
     kept = bridge.run(loop_id(), 5)
 
@@ -165,7 +165,7 @@ def test_a_loop_of_ones_own_is_another() -> None:
 
 
 def test_failed_calls_apart_leave_no_thread() -> None:
-    """Regression: threads of calls that failed stayed until the garbage collector came by."""
+    """Regression: threads of failed calls stayed until the garbage collector ran."""
     bridge = Bridge()
 
     async def fail() -> None:
@@ -242,14 +242,14 @@ def test_a_source_without_items_ends() -> None:
 
 
 def test_nothing_starts_before_it_is_read() -> None:
-    """An iteration that nobody reads starts no source, and needs no end."""
+    """An iteration that is never read starts no source, and need not be closed."""
     source, before = Source(1), bridge_threads()
     Bridge().iterate(source.items, beat=5, timeout=5).close()
     assert (source.given, bridge_threads()) == (0, before)
 
 
 def test_silence_is_heard() -> None:
-    """While the source is silent there is a None at every beat."""
+    """While the source yields nothing, there is a None at every beat."""
     source = Source(2, pause=0.35)
     assert list(Bridge().iterate(source.items, beat=0.1, timeout=5)) == [0, *[None] * 3, 1, *[None] * 3]
 
@@ -263,7 +263,7 @@ def test_a_source_is_given_up_when_its_time_is_over() -> None:
 
 
 def test_a_readers_time_is_not_the_sources() -> None:
-    """A slow reader is no silent source."""
+    """A slow reader does not make the source time out."""
     items = Bridge().iterate(Source(3).items, beat=0.02, timeout=0.05)
     for item in items:
         if item is not None:
@@ -271,7 +271,7 @@ def test_a_readers_time_is_not_the_sources() -> None:
 
 
 def test_errors_of_a_source_cross() -> None:
-    """What the source raises the reader gets, after the items before it."""
+    """The reader gets an error of the source after the items before it."""
     source = Source(2, error=LookupError("gone"))
     items = Bridge().iterate(source.items, beat=5, timeout=5)
     assert [next(items), next(items)] == [0, 1]
@@ -283,7 +283,7 @@ def test_errors_of_a_source_cross() -> None:
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("how", ["close", "forget", "raise"])
 def test_a_reader_who_stops_closes_the_source(how: str, silent: bool) -> None:
-    """The source's own end runs at once, also in the middle of its silence."""
+    """The cleanup of the source runs at once, also while the source waits."""
     source, bridge = Source(9, pause=60), Bridge()
     items = bridge.iterate(source.items, beat=0.02, timeout=60)
     assert next(items) == 0
@@ -382,7 +382,7 @@ def test_a_reader_that_is_garbage_closes_its_source() -> None:
 
 @pytest.mark.parametrize("how", ["run", "run_shared", "run_apart", "iterate"])
 def test_errors_leave_no_reference_cycle(how: str) -> None:
-    """What a failed call held is free at once, and does not wait for the garbage collector."""
+    """Objects of a failed call are freed at once, without the garbage collector."""
 
     class Held:
         """As large as what came of a download."""

@@ -1,15 +1,16 @@
-"""Clients nobody here wrote work against us unchanged."""
+"""Clients of other projects work unchanged."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
@@ -18,6 +19,7 @@ from any_llm import AnyLLM
 from any_llm.exceptions import BatchNotCompleteError
 
 from flask_llm_batches.testing import Simulator
+from flask_llm_batches.testing.simulator.batches import echo
 from tests.hosts import MASTER_KEY, requests
 from tests.servers import gunicorn
 
@@ -48,7 +50,7 @@ def journey(*command: str, **environment: str) -> None:
     run = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
-    assert run.stdout.strip() == "done", run.stderr
+    assert run.stdout.splitlines()[-1:] == ["done"], run.stderr
 
 
 def test_otari_0_4(url: str, key: str) -> None:
@@ -160,3 +162,59 @@ def test_a_failed_create_is_not_repeated(tmp_path: Path) -> None:
                 extra_body={"model": "openai:m", "requests": requests(1)},
             )
         assert len(simulator.calls_to("POST /batches")) == 1
+
+
+@pytest.fixture(scope="module", params=["openai:gpt-4o-mini", "anthropic:claude-haiku-4-5", "mistral:small"])
+def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """A server that has each provider in turn behind the name of a model of OpenAI's."""
+    folder = tmp_path_factory.mktemp("behind")
+    app = f"tests.hosts:mapped('{request.param}')"
+    with (
+        Simulator(seconds=0, respond=_fail_if_asked) as simulator,
+        gunicorn(simulator, folder, "--threads=4", app=app) as server,
+    ):
+        yield Behind(server.url, httpx.post(f"{server.url}/keys/ada").text)
+        assert {batch.protocol for batch in simulator.batches} == {request.param.partition(":")[0]}
+        assert "Traceback" not in server.log
+
+
+class Behind(NamedTuple):
+    """A server that programs for OpenAI are pointed at."""
+
+    url: str
+    key: str
+
+
+def _fail_if_asked(line: Mapping[str, Any]) -> Any:
+    if "Fail, please." in json.dumps(line["body"]):
+        return 400, {"error": {"message": "as asked", "type": "invalid_request_error", "code": "asked"}}
+    return echo(line)
+
+
+def test_files_with_openai_for_python(behind: Behind) -> None:
+    """The batch part of OpenAI's cookbook, synchronous and asynchronous, with pictures and a failed row."""
+    journey(sys.executable, str(HERE / "openai_files.py"), *behind)
+
+
+@pytest.mark.skipif(
+    not (APART / "node").is_dir(), reason="without node and npm, OpenAI's client for Node is not run"
+)
+def test_files_with_openai_for_node(behind: Behind) -> None:
+    """A program with OpenAI's client for Node."""
+    journey_file = APART / "node" / "openai_files.mjs"
+    journey_file.write_text((HERE / "openai_files.mjs").read_text())
+    journey("node", str(journey_file), *behind)
+
+
+@pytest.mark.skipif(not (APART / "openai-batch").is_dir(), reason="make test-slow installs openai-batch")
+def test_openai_batch(behind: Behind) -> None:
+    """The package openai-batch: its class and its command."""
+    environment = {"PYTHONPATH": str(APART / "openai-batch")}
+    journey(sys.executable, str(HERE / "openai_batch_journey.py"), *behind, **environment)
+
+
+@pytest.mark.skipif(not (APART / "litellm").is_dir(), reason="make test-slow installs litellm")
+def test_litellm(behind: Behind) -> None:
+    """Litellm's create_file, create_batch, retrieve_batch and file_content."""
+    environment = {"PYTHONPATH": str(APART / "litellm"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    journey(sys.executable, str(HERE / "litellm_journey.py"), *behind, **environment)

@@ -1,4 +1,4 @@
-"""Settings are read once, and what is wrong with them is said at ``init_app``."""
+"""Settings are read once, and wrong ones are errors of ``init_app``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_wrong_settings_are_named(key: str, value: Any, says: str) -> None:
 
 
 def test_right_settings_are_taken(tmp_path: Path) -> None:
-    """Every setting has its place; a provider's entry may stand for another of the same kind."""
+    """Every setting is accepted; two entries may be of the same kind."""
     settings = Settings.from_config(
         {
             "LLM_BATCHES_PROVIDERS": {
@@ -94,7 +94,7 @@ def test_right_settings_are_taken(tmp_path: Path) -> None:
     assert settings.storage == tmp_path.as_uri()
     assert settings.retention == 0
     assert settings.timeout == 5.0
-    assert settings.max_requests == 100_000
+    assert settings.max_requests == 1_000_000
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_what_cannot_work_is_said_at_the_start(
 
 
 def test_a_bind_key_of_no_bind(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """It is an error of ``init_app``, or a warning where the bind may still come; then calls fail cleanly."""
+    """It is an error of ``init_app``, or a warning if the bind may still be added; then calls are a 503."""
     app = Flask(__name__, instance_path=str(tmp_path))
     app.config["LLM_BATCHES_BIND_KEY"] = "batches"
     with pytest.raises(ConfigurationError, match="'batches', but this app has no Flask-SQLAlchemy"):
@@ -197,7 +197,7 @@ class OtherSQLAlchemy:
 
 
 def test_a_database_that_is_not_flask_sqlalchemys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Regression: Flask-SQLAlchemy-Lite was an AttributeError. It is said, or the record has a file."""
+    """Regression: Flask-SQLAlchemy-Lite was an AttributeError. It is a TypeError, or a warning."""
     db = OtherSQLAlchemy()
     with pytest.raises(
         TypeError,

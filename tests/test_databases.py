@@ -69,7 +69,7 @@ def test_pages_are_exact(database_app: Flask, ada: FlaskClient) -> None:
 
 @pytest.mark.parametrize("make_database", ["sqlite"], indirect=True)
 def test_indexes_are_used(database_app: Flask, ada: FlaskClient) -> None:
-    """Regression: a list read all batches of its owner, to find those of which nobody knows how they are."""
+    """Regression: to find unsettled batches, a list read all batches of its owner."""
     made = [create_batch(ada, 1) for _ in range(3)]
     asked: list[tuple[str, Any]] = []
     with database_app.app_context():
@@ -87,7 +87,7 @@ def test_indexes_are_used(database_app: Flask, ada: FlaskClient) -> None:
         "ix_llm_batches_batch_batch_id (batch_id=?)",
         "ix_llm_batches_batch_state_owner (state=? AND owner=?)",
         "ix_llm_batches_batch_owner_id (owner=? AND id<?)",
-        "ix_llm_batches_batch_accounted_at_owner (accounted_at=? AND owner=?)",
+        "ix_llm_batches_batch_accounted_at_owner_status (accounted_at=? AND owner=?)",
         "ix_llm_batches_usage_batch_uid (batch_uid=?)",
         "ix_llm_batches_usage_owner_created_at (owner=?)",
     ]
@@ -150,7 +150,7 @@ def test_absurd_figures_are_summed_up(
 def test_an_old_answer_changes_nothing(
     database_url: str, make_host: MakeHost, llm_provider: Simulator
 ) -> None:
-    """Regression: a slow poll's answer put a batch that had ended back to work, which then ended twice."""
+    """Regression: the late answer of a poll showed a batch that had ended as running; it ended twice."""
     slow, quick = (client_of(make_host(database=database_url), "ada") for _ in range(2))
     batch_id = create_batch(slow)
     path = f"/v1/batches/{batch_id}"
@@ -174,7 +174,7 @@ def test_an_old_answer_changes_nothing(
 def test_ids_are_compared_to_the_letter(
     database_app: Flask, ada: FlaskClient, llm_provider: Simulator
 ) -> None:
-    """Ids of a provider's that differ in nothing but case are different batches, of whoever made them."""
+    """Ids that differ only in case are different batches."""
     llm_provider.next_batch_id = "batch_AbC"
     create_batch(ada)
     bob = client_of(database_app, "bob")
@@ -211,7 +211,7 @@ def test_every_character_is_kept(database_app: Flask, llm_provider: Simulator) -
 
 
 def test_a_zero_character_is_nobodys_id(ada: FlaskClient) -> None:
-    """U+0000, which PostgreSQL keeps nowhere, is refused as what it is, not as a failure of the record."""
+    """U+0000, which PostgreSQL cannot store, is refused with a 422 and not a 503."""
     assert ada.get("/v1/batches?after=%00").status_code == 422
     assert ada.get("/v1/batches/%00?provider=openai").status_code == 404
     body: dict[str, Any] = {"model": "openai:m\0", "requests": requests(1)}
@@ -258,7 +258,7 @@ def test_a_database_that_goes_away_is_said(
 def test_a_deadlock_costs_nothing(
     database_url: str, database_app: Flask, ada: FlaskClient, llm_provider: Simulator
 ) -> None:
-    """A transaction that the database gives up for the sake of another's is done again.
+    """A transaction that the database aborts because of another one is retried.
 
     Without that, one of 32 creates with one key was answered with a 503 on MariaDB, now and then.
     """

@@ -87,7 +87,7 @@ def submit(app: Flask, simulator: Simulator, count: int, **options: Any) -> str:
 
 
 def tick(app: Flask, database: str, times: int = 1) -> None:
-    """Let everything be due that comes before the end of the archive, and do it."""
+    """Make every step due, except the end of the archive, and run it."""
     query(database, "UPDATE llm_batches_batch SET refreshed_at = 0")
     for _ in range(times):
         query(database, "UPDATE llm_batches_task SET due_at = 0 WHERE step <> 'expire'")
@@ -152,10 +152,10 @@ def test_poisonous_rows_are_set_aside(make_app: MakeApp, database_url: str, llm_
     run = app.test_cli_runner()
     shown = run.invoke(args=["llm-batches", "deliveries"]).output
     assert len(shown.splitlines()) == 3
-    assert "'r0'  'ValueError: no label for say 0'" in shown
-    assert run.invoke(args=[*AGAIN, batch_id]).output == "0 delivered, 3 refused\n"
+    assert "\tr0\tValueError: no label for say 0" in shown
+    assert run.invoke(args=[*AGAIN, batch_id]).output == "0\t3\n"
     mended = make_app(labelling).test_cli_runner()
-    assert mended.invoke(args=[*AGAIN, batch_id]).output == "3 delivered, 0 refused\n"
+    assert mended.invoke(args=[*AGAIN, batch_id]).output == "3\t0\n"
     assert labels(database_url) == everything(10)
     assert run.invoke(args=["llm-batches", "deliveries"]).output == ""
 
@@ -163,7 +163,7 @@ def test_poisonous_rows_are_set_aside(make_app: MakeApp, database_url: str, llm_
 def test_a_handler_that_takes_nothing_loses_nothing(
     make_app: MakeApp, database_url: str, llm_provider: Simulator
 ) -> None:
-    """No row is set aside before that lasted for minutes: the handler is broken, not the rows."""
+    """If all rows are refused, none is set aside for minutes: the handler is broken, not the rows."""
     broken = [True]
 
     def handler(db: SQLAlchemy) -> Handler:
@@ -186,7 +186,7 @@ def test_a_handler_that_takes_nothing_loses_nothing(
 def test_a_row_that_is_always_refused_ends_its_delivery(
     make_app: MakeApp, database_url: str, llm_provider: Simulator
 ) -> None:
-    """Also where it is the only one: nothing is tried for ever."""
+    """This is so even if it is the only row: no row is tried for ever."""
     app = make_app(poisoned)
     submit(app, llm_provider, 1)
     tick(app, database_url, 9)

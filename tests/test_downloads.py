@@ -1,4 +1,4 @@
-"""Downloads that have no end, or are more than they seem."""
+"""Downloads that never end, or unpack to very many bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(chunks: Iterable[bytes], beat: float = 9) -> Iterator[Sequence[Row] | N
     st.integers(0, 9),
 )
 def test_lines_that_are_too_long_are_cut(lines: list[bytes], places: list[int], longest: int) -> None:
-    """A longer line is cut after one byte more than the most, however the bytes come, and no other is."""
+    """A line above the limit is cut one byte after it, in whatever chunks it comes; other lines are whole."""
     split = Lines(longest)
     found = [line for chunk in cut(b"\n".join(lines), places) for line in split.feed(chunk)]
     assert [line[: longest + 1] for line in [*found, split.rest()]] == [
@@ -66,7 +66,7 @@ def test_a_row_that_is_too_large_is_an_error() -> None:
 )
 @pytest.mark.parametrize("begun", [False, True])
 def test_junk_without_an_end_ends(junk: bytes, begun: bool) -> None:
-    """A line without an end, blank lines and rows of nobody are read so far, and end in an error."""
+    """A line without an end, blank lines and rows of unknown requests are an error after a limit."""
     read_so_far = []
 
     def chunks() -> Iterator[bytes]:
@@ -83,7 +83,7 @@ def test_junk_without_an_end_ends(junk: bytes, begun: bool) -> None:
 
 
 def test_a_caller_is_thought_of_while_junk_flows() -> None:
-    """At every beat without a row there is a None, whatever else comes."""
+    """At every beat without a row there is a None, even if junk arrives."""
     chunks = [b"\n", b"{}\n", b"x", line_of("a", "{}").encode()]
     assert [group and len(group) for group in read(chunks, beat=0)] == [None, None, None, None, 2]
 
@@ -115,7 +115,7 @@ def test_gzip_is_unpacked(members: list[bytes], places: list[int]) -> None:
 
 
 def test_a_bomb_comes_in_small_pieces() -> None:
-    """However much a chunk stands for, no more than 64 KiB of it is there at a time."""
+    """However much a chunk unpacks to, at most 64 KiB of it are in memory."""
     pieces = unpack("gzip", [gzip.compress(bytes(20 * MEBI))])
     assert sum(map(len, pieces)) == 20 * MEBI
     assert max(map(len, pieces)) == 1 << 16

@@ -58,6 +58,9 @@ def test_the_demo_shows_a_batch_from_end_to_end(tmp_path: Path) -> None:
         assert run.stdout.count('"object":"batch"') == 3
         time.sleep(SECONDS)
         batch_id = run.stdout.partition('"id":"')[2].partition('"')[0]
+        dashboard = f"http://127.0.0.1:{port}/batches/"
+        assert httpx.get(dashboard).headers["WWW-Authenticate"] == "Basic realm=shop"
+        assert batch_id in httpx.get(f"{dashboard}list", auth=("ada", "lovelace")).text
         url = f"http://127.0.0.1:{port}/v1/batches/{batch_id}/results"
         assert '"content":"negative"' in httpx.get(url, auth=("ada", "lovelace")).text
         server.send_signal(signal.SIGINT)

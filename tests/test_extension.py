@@ -32,7 +32,7 @@ def test_a_database_in_the_apps_place_is_said() -> None:
 
 
 def test_an_owner_that_is_none_is_said(app: Flask) -> None:
-    """An id that is no string, which would match nobody's batches, is an error with the way out."""
+    """An owner that is not a string is an error that says how to convert it."""
     number: Any = 1
     with app.app_context():
         for call in (
@@ -51,7 +51,7 @@ def test_an_app_without_the_extension_says_so() -> None:
 
 
 def test_two_apps_share_nothing(tmp_path: Path) -> None:
-    """Apps with other providers, keys and databases in one process do not see each other's anything."""
+    """Two apps in one process share no providers, keys or batches."""
     with Simulator() as first, Simulator() as second:
         apps = [
             create_host(
@@ -169,7 +169,7 @@ def test_missing_tables_are_said(
     with closing(sqlite3.connect(tmp_path / "host.sqlite3")) as database:
         database.execute("DROP TABLE llm_batches_api_key")
     run = app.test_cli_runner().invoke(args=["llm-batches", "keys", "list"])
-    assert run.exit_code == 1
+    assert run.exit_code == 3
     assert run.stderr.startswith("Error: The record of batches is unavailable")
 
 

@@ -1,4 +1,4 @@
-"""What providers do wrong, on every endpoint: the right answer, and no secret anywhere."""
+"""Every failure of a provider has the right answer on every endpoint, without a secret."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_only_a_refusal_says_that_there_is_no_batch(
 
 
 def test_only_a_refusal_is_one_through_any_llm(make_host: MakeHost, others: Others, tmp_path: Path) -> None:
-    """What any-llm makes of an answer by its words frees no key: the status of the answer counts."""
+    """A key is freed by the status of an answer only, not by any-llm's guess from its words."""
     pytest.importorskip("together")
     entry = {"api_key": "k", "api_base": others.url}
     app = make_host(providers={"together": entry}, database=tmp_path / "host.sqlite3")
@@ -273,7 +273,7 @@ def test_only_a_refusal_is_one_through_any_llm(make_host: MakeHost, others: Othe
 
 
 def test_no_answer_after_a_submit_invites_a_retry(app: Flask, llm_provider: Simulator) -> None:
-    """Regression: whatever fails unexpectedly when a batch is made made clients make it again."""
+    """Regression: after an unexpected failure of a create, clients created the batch again."""
 
     @app.after_request
     def fail(response: Response) -> Response:

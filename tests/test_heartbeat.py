@@ -1,4 +1,4 @@
-"""While a process works on something, others can tell that it lives."""
+"""Other processes can see that the process of a create is alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the host may decide and hear of: errors its own way, and signals."""
+"""The host may render errors in its own form, and receives signals."""
 
 from __future__ import annotations
 

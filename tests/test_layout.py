@@ -17,8 +17,9 @@ ROOT = Path(flask_llm_batches.__file__).parent
 
 # Each may import those that stand after it, and only where it says so.
 ALLOWED = {
-    "extension": {"cli", "web", "engines", "core", "providers", "store"},
+    "extension": {"cli", "dashboard", "web", "engines", "core", "providers", "store"},
     "cli": {"web", "current", "core", "store"},
+    "dashboard": {"web", "current", "core", "store"},
     "engines": {"current"},
     "web": {"current", "core", "store"},
     "current": {"core"},
@@ -48,6 +49,7 @@ ONLY = {
     "httpcore": "core",
     "opentelemetry": "tracing",
     "marshmallow": "web",
+    "flask_swagger_ui": "web",
 }
 
 

@@ -1,4 +1,4 @@
-"""Providers that say that a batch has ended before its results are there, or break off without a word."""
+"""Providers that report the end of a batch too early, or cut a download without an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def app(make_host: MakeHost, llm_provider: Simulator, tmp_path: Path) -> Flask:
 
 
 def running(client: FlaskClient, simulator: Simulator, provider: str) -> tuple[str, SimulatedBatch]:
-    """Create a batch whose request r7 will fail, and give its path and what the provider has."""
+    """Create a batch whose request r7 will fail, and return its path and the batch at the provider."""
     good = simulator.respond
     simulator.respond = lambda line: (
         (400, {"error": {"message": "no", "code": "bad", "type": "bad"}})
@@ -47,7 +47,7 @@ def running(client: FlaskClient, simulator: Simulator, provider: str) -> tuple[s
 
 
 def tell(simulator: Simulator, change: Callable[[dict[str, Any]], None]) -> None:
-    """Have every batch object that the provider shows changed."""
+    """Change every batch object that the provider returns."""
 
     def rewrite(call: Call, response: Response) -> Response:
         if response.is_json and "/files" not in call.path:
@@ -60,7 +60,7 @@ def tell(simulator: Simulator, change: Callable[[dict[str, Any]], None]) -> None
 
 
 def cut(simulator: Simulator, change: Callable[[bytes], bytes]) -> None:
-    """Have every download changed, in a way that the transport does not tell."""
+    """Change every download in a way that the transport does not show."""
 
     def rewrite(call: Call, response: Response) -> Response:
         if not call.path.endswith(("/content", "/results")):

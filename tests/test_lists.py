@@ -28,7 +28,7 @@ def statuses(client: FlaskClient) -> list[str]:
 
 
 def test_a_list_is_fresh(ada: FlaskClient, llm_provider: Simulator) -> None:
-    """What has happened to the batches of a list is in it; what has ended is not asked after again."""
+    """A list shows the current state of its batches; ended ones are not retrieved again."""
     for _ in range(3):
         create_batch(ada, 1)
     llm_provider.batches[0].finish()
@@ -90,7 +90,7 @@ def test_a_provider_that_cannot_be_called_spoils_no_list(
 
 
 def test_what_has_ended_is_known(ada: FlaskClient, llm_provider: Simulator) -> None:
-    """A batch that was seen to have ended is answered from the record, and its results need no question."""
+    """A batch that was seen to end is answered from the record, and so is its status for its results."""
     batch_id = create_batch(ada, 2)
     llm_provider.batches[0].finish()
     seen = ada.get(f"/v1/batches/{batch_id}").get_json()

@@ -22,14 +22,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*get_engine.*:DeprecationWarnin
 
 # Later migrations address them.
 NAMES = {
-    "ix_llm_batches_batch_accounted_at_owner",
+    "ix_llm_batches_batch_accounted_at_owner_status",
     "ix_llm_batches_batch_batch_id",
     "ix_llm_batches_batch_owner_id",
     "ix_llm_batches_batch_owner_status_id",
+    "ix_llm_batches_batch_part_of",
+    "ix_llm_batches_batch_provider_model",
+    "ix_llm_batches_batch_retry_of",
     "ix_llm_batches_batch_state_owner",
     "ix_llm_batches_batch_status_id",
+    "ix_llm_batches_file_batch_uid",
+    "ix_llm_batches_file_expires_at",
+    "ix_llm_batches_file_owner_id",
     "ix_llm_batches_task_due_at",
     "ix_llm_batches_usage_batch_uid",
+    "ix_llm_batches_usage_created_at",
     "ix_llm_batches_usage_owner_created_at",
     "uq_llm_batches_idempotency_batch_uid",
     "uq_llm_batches_api_key_key_hash",
@@ -38,6 +45,7 @@ NAMES = {
     "uq_llm_batches_set_aside_batch_uid_number",
     "uq_llm_batches_task_batch_uid_step",
     "uq_llm_batches_webhook_batch_uid_target",
+    "uq_llm_batches_file_uid",
     "uq_llm_batches_object_key",
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from flask_llm_batches import LLMBatches
@@ -19,11 +20,22 @@ from tests.servers import gunicorn
 
 STATUSES = {
     ("get", ""): set(),
-    ("post", ""): {409, 413, 415},
+    ("post", ""): {404, 409, 413, 415},
     ("get", "/usage"): set(),
     ("get", "/{batch_id}"): {404},
     ("post", "/{batch_id}/cancel"): {404},
+    ("post", "/{batch_id}/retry"): {404, 409, 410},
     ("get", "/{batch_id}/results"): {404, 409, 410},
+}
+BESIDE = {401, 403, 405, 422, 429, 500, 503}
+FILES = {
+    ("get", "/v1/files"): {200},
+    ("post", "/v1/files"): {200, 400, 413, 415, 501},
+    ("get", "/v1/files/{file_id}"): {200, 404, 409, 410, 502, 504},
+    ("delete", "/v1/files/{file_id}"): {200, 404},
+    ("get", "/v1/files/{file_id}/content"): {200, 206, 404, 409, 410, 416, 502, 504},
+    ("get", "/v1/models"): {200},
+    ("get", "/v1/models/{model}"): {200, 404},
 }
 WEBHOOK = {204, 401, 405, 413, 500, 503}
 EVERYWHERE = {200, 400, 401, 403, 405, 422, 429, 500, 502, 503, 504}
@@ -37,7 +49,10 @@ def test_the_document_is_valid_and_complete(app: Flask) -> None:
     OpenAPIV31SpecValidator(document).validate()
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
     webhook = "/v1/batches/webhooks/{provider}"
-    assert routes == {(method, f"/v1/batches{path}") for method, path in STATUSES} | {("post", webhook)}
+    batches = {(method, f"/v1/batches{path}") for method, path in STATUSES}
+    assert routes == batches | {("post", webhook)} | FILES.keys()
+    for (method, path), statuses in FILES.items():
+        assert set(map(int, document["paths"][path][method]["responses"])) == BESIDE | statuses
     assert set(map(int, document["paths"][webhook]["post"]["responses"])) == WEBHOOK
     for (method, path), more in STATUSES.items():
         responses = document["paths"][f"/v1/batches{path}"][method]["responses"]
@@ -53,12 +68,20 @@ def test_the_document_has_both_kinds_of_bodies(app: Flask) -> None:
     assert set(results["responses"]["200"]["content"]) == kinds
     assert {parameter["name"] for parameter in create["parameters"]} == {
         *("dry_run", "model", "completion_window", "endpoint", "user", "on_results", "webhook", "metadata"),
+        "retries",
         "Idempotency-Key",
     }
     assert not any(parameter.get("required") for parameter in create["parameters"])
     assert {parameter["name"] for parameter in results["parameters"]} == {"batch_id", "provider", "status"}
     answers = create["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     assert [answer["$ref"].rpartition("/")[2] for answer in answers] == ["Batch", "Checked"]
+
+
+def test_the_example_works(ada: FlaskClient) -> None:
+    """The document's example of a create is accepted as it is."""
+    create = ada.get("/v1/batches/openapi.json").get_json()["paths"]["/v1/batches"]["post"]
+    example = create["requestBody"]["content"]["application/json"]["example"]
+    assert ada.post("/v1/batches", json=example).status_code == 200
 
 
 def test_the_document_knows_where_it_is(make_host: MakeHost) -> None:
@@ -79,7 +102,7 @@ def test_the_command_knows_where_it_is_too(llm_provider: Simulator) -> None:
     extension = LLMBatches()
     extension.init_app(app, register_blueprint=False)
     printed = app.test_cli_runner().invoke(args=["llm-batches", "openapi"])
-    assert printed.exit_code == 1
+    assert printed.exit_code == 2
     assert "register_blueprint" in printed.output
     app.register_blueprint(extension.blueprint, url_prefix="/internal/batches")
     printed = app.test_cli_runner().invoke(args=["llm-batches", "openapi"])

@@ -1,4 +1,4 @@
-"""Whose batches a call is about: it always says so, and what names nobody sees nothing."""
+"""Every call names the owner of its batches, and an invalid owner sees nothing."""
 
 from __future__ import annotations
 

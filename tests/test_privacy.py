@@ -1,4 +1,4 @@
-"""Answers are kept by nobody on the way, and callers' names pretend to be nothing else."""
+"""No cache keeps an answer, and names of callers forge no log line, formula or table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of ``LLM_BATCHES_PROVIDERS`` that are spelled anew, renamed or taken out."""
+"""Entries of ``LLM_BATCHES_PROVIDERS`` that change their case, are renamed or removed."""
 
 from __future__ import annotations
 

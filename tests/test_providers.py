@@ -139,7 +139,7 @@ def test_an_admin_pages_through_what_the_provider_has(
 def test_what_was_finished_in_time_is_not_lost(
     ada: FlaskClient, llm_provider: Simulator, tmp_path: Path, provider: str, end: str
 ) -> None:
-    """A batch that expired or was cancelled gives what was finished, and says of every other request why."""
+    """An expired or cancelled batch has its finished results, and a reason for every other request."""
     batch_id = create_at(ada, provider, 4)
     (batch,) = llm_provider.batches
     if end == "expired":

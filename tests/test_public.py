@@ -14,6 +14,10 @@ from flask_llm_batches import (
     Batch,
     Checked,
     DeliveredRow,
+    File,
+    FileContent,
+    FilePage,
+    Finding,
     LLMBatches,
     LLMBatchesError,
     Page,
@@ -24,6 +28,7 @@ from flask_llm_batches import (
     RowError,
     Service,
     Settled,
+    Upload,
     UsageSum,
     current_llm_batches,
     errors,
@@ -36,7 +41,18 @@ PUBLIC = {
     *("EVERYONE", "Batch", "Checked", "ConfigurationError", "LLMBatches", "LLMBatchesError", "Owner", "Page"),
     *(
         "DeliveredRow",
+        "Detail",
+        "Exchange",
+        "Failures",
+        "File",
+        "FileContent",
+        "FilePage",
+        "Finding",
+        "Inspected",
         "InvalidOutput",
+        "Limits",
+        "Overview",
+        "Part",
         "Principal",
         "Problem",
         "Results",
@@ -44,6 +60,7 @@ PUBLIC = {
         "RowError",
         "Service",
         "Settled",
+        "Upload",
         "UsageSum",
     ),
     "current_llm_batches",
@@ -75,6 +92,8 @@ def test_a_batch_has_types(app: Flask, llm_provider: Simulator) -> None:
         assert_type(page, Page)
         assert_type(page.batches, Sequence[Batch])
         assert [one.owner for one in page.batches] == ["ada"]
+        assert_type(current_llm_batches.browse(owner=EVERYONE, search="ada"), Page)
+        assert_type(current_llm_batches.checkup(live=True), Iterator[Finding])
         llm_provider.batches[0].finish()
         with_status: Results = current_llm_batches.results(batch.id, owner="ada", status="succeeded")
         assert_type(iter(with_status), Iterator[dict[str, Any]])
@@ -89,6 +108,24 @@ def test_a_batch_has_types(app: Flask, llm_provider: Simulator) -> None:
         assert_type(current_llm_batches.purge(before=0), int)
         assert_type(current_llm_batches.tick(budget=5), int)
         assert_type(current_llm_batches.keys.create(owner="ada"), str)
+
+
+def test_files_have_types(app: Flask, llm_provider: Simulator) -> None:
+    """Every call about files and models, and what it returns."""
+    with app.app_context():
+        files = current_llm_batches.files
+        with files.upload(owner="ada") as upload:
+            assert_type(upload, Upload)
+            upload.write(b'{"custom_id": "a", "body": {"model": "m"}}')
+        file = files.retrieve(upload.file.id, owner=Principal("ada"))
+        assert_type(file, File)
+        assert_type(file.bytes, int | None)
+        assert_type(files.list(owner=EVERYONE, order="asc"), FilePage)
+        assert_type(files.content(file.id, owner="ada"), FileContent)
+        batch = current_llm_batches.create(owner="ada", input_file_id=file.id, output_expires_after=3600)
+        assert_type(batch.input_file_id, str | None)
+        assert_type(files.delete(file.id, owner="ada"), File)
+        assert [name for name, _ in current_llm_batches.models] == []
 
 
 def test_errors_have_types(app: Flask) -> None:

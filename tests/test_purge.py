@@ -1,4 +1,4 @@
-"""What is old can be deleted."""
+"""Old batches can be deleted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import pytest
 from flask import Flask
 
+from flask_llm_batches import current_llm_batches
 from flask_llm_batches.store import purge
 from flask_llm_batches.testing import Simulator
 from tests.conftest import client_of, create_batch
@@ -84,5 +85,23 @@ def test_a_purged_key_is_free(aged: Flask, llm_provider: Simulator) -> None:
 def test_a_wrong_time_is_refused(app: Flask) -> None:
     """Nothing is deleted."""
     result = app.test_cli_runner().invoke(args=["llm-batches", "purge", "--before", "soon"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "2026-11-01" in result.output
+
+
+def test_old_input_files_are_purged(database_app: Flask, database_url: str) -> None:
+    """A file that a batch waits for stays, and so do new ones and uploads that have not ended."""
+    with database_app.app_context():
+        files = current_llm_batches.files
+        made = []
+        for _ in range(3):
+            with files.upload(owner="ada") as upload:
+                upload.write(b'{"custom_id": "a", "body": {"model": "openai:m"}}')
+            made.append(upload.file.id)
+        current_llm_batches._runner.seen("worker")  # so that the create leaves the file to it
+        waiting = current_llm_batches.create(owner="ada", input_file_id=made[0])
+        old = f"UPDATE llm_batches_file SET created_at = created_at - 86400 WHERE uid <> '{made[2][5:]}'"
+        query(database_url, old)
+        run(database_app, "--before", str(int(time.time()) - 3600))
+        assert {one.id for one in files.list(owner="ada").files} == {made[0], made[2]}
+        assert waiting.status == "validating"

@@ -1,4 +1,4 @@
-"""Batches of which nobody knows whether the provider has them."""
+"""Unsettled batches: it is not known whether the provider has them."""
 
 from __future__ import annotations
 
@@ -366,7 +366,7 @@ def test_what_was_found_stays_found(
 
 
 def test_spooled_requests_of_the_killed_are_deleted(app: Flask, spool_dir: Path) -> None:
-    """What nobody has written to for longer than a create may take is gone; other files stay."""
+    """Spool files that are older than a create may take are deleted; other files stay."""
     old, new, other = (spool_dir / name for name in ("llm-batches-1.jsonl", "llm-batches-2.jsonl", "mine"))
     for path in (old, new, other):
         path.touch()

@@ -1,4 +1,4 @@
-"""A provider cannot have our calls, keys or uploads go elsewhere, and sets no cookies."""
+"""A provider cannot redirect calls, keys or uploads to another host, and sets no cookies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def elsewhere(url: str) -> str:
 
 
 def redirect(provider: Simulator, on: str, status: int, to: str | None = None) -> None:
-    """Have calls redirected: to the same place under another host's name, unless told where to."""
+    """Redirect calls: by default to the same server under another host name."""
 
     def rewrite(call: Call, response: Response) -> Response:
         if not f"{call.method} {call.path}".startswith(on) or call.target == to:

@@ -1,4 +1,4 @@
-"""What a batch is made of: where requests come from, which model they name, and where they are written."""
+"""The requests of a batch: their sources, their models, and their spool file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_llm_batches import LLMBatchesError, current_llm_batches
-from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.temporary import sweep
 from flask_llm_batches.errors import ValidationFailed
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
@@ -29,7 +29,7 @@ from tests.test_spool import spool_of
 MODEL = "openai:m"
 
 
-def naming(*models: str | None) -> list[dict[str, Any]]:
+def naming(*models: str | int | None) -> list[dict[str, Any]]:
     """Return a request for each model that it names."""
     return [
         {"custom_id": str(number), "body": {} if model is None else {"model": model}}
@@ -76,7 +76,7 @@ def test_what_is_no_requests_is_named(app: Flask, llm_provider: Simulator, tmp_p
         for source, words in (
             (str(path), "not str"),
             ({"custom_id": "a", "body": {}}, "not dict"),
-            (None, "not NoneType"),
+            (None, "Missing data for required field."),
             (text, "open it with mode 'rb'"),
         ):
             ((place, message),) = problems(app, source)
@@ -91,7 +91,7 @@ def test_what_is_no_requests_is_named(app: Flask, llm_provider: Simulator, tmp_p
 @pytest.mark.parametrize(
     ("metadata", "path"),
     [
-        (dict.fromkeys(map(str, range(16)), ""), ("metadata",)),
+        (dict.fromkeys(map(str, range(17)), ""), ("metadata",)),
         ({"a": 3}, ("metadata", "a")),
         ({"a": "x" * 513}, ("metadata", "a")),
         ({3: "a"}, ("metadata",)),
@@ -141,14 +141,14 @@ def test_another_model_in_json_is_overridden_and_logged(
 def test_the_model_may_be_that_of_every_request(
     app: Flask, ada: FlaskClient, llm_provider: Simulator, kind: str
 ) -> None:
-    """A batch without a model has that of its requests, which is the same in all of them."""
+    """A batch without a model has those of its requests, each of which names one."""
 
     def ask(named: list[dict[str, Any]]) -> list[tuple[list[Any], str]]:
         if kind == "python":
             try:
                 create(app, named, model=None)
             except ValidationFailed as error:
-                return [(["body", *path], message) for path, message in error.problems]
+                return [(["body", *path], message) for path, message, _ in error.problems]
             return []
         is_lines = kind == LINES
         data = "\n".join(map(json.dumps, named)) if is_lines else json.dumps({"requests": named})
@@ -159,10 +159,12 @@ def test_the_model_may_be_that_of_every_request(
     (batch,) = llm_provider.batches
     assert [line["body"]["model"] for line in batch.requests] == ["m", "m"]
     place, first = ("lines", 1) if kind == LINES else ("requests", 0)
-    message = "Must be 'openai:m', as in the first request: the batch itself names no model."
-    for other in ("openai:n", "m", None):
-        at = ["body", place, first + 1, "body", "model"]
-        assert ask(naming(MODEL, other)) == [(at, message)]
+    at = ["body", place, first + 1, "body", "model"]
+    assert ask(naming(MODEL, None)) == [(at, "Missing data for required field.")]
+    ((where, message),) = ask(naming(MODEL, "nobody:m"))
+    assert (where, message[:22]) == (at, "Unknown provider 'nobo")
+    ((where, message),) = ask(naming(MODEL, 7))
+    assert (where, message[:14]) == (at, "Invalid model:")
     ((at, message),) = ask(naming(None))
     assert (at[-1], message) == ("model", "Missing data for required field.")
     assert len(llm_provider.batches) == 1

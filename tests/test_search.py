@@ -1,4 +1,4 @@
-"""Searches of a provider's list: they find what is there, conclude nothing too early, and always end."""
+"""A search of a provider's list finds what is there, decides nothing too early, and always ends."""
 
 from __future__ import annotations
 

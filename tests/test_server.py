@@ -40,7 +40,7 @@ def sizes(server: Running) -> list[tuple[int, int]]:
 
 
 def mixed_calls(server: Running, client: int, count: int) -> list[int]:
-    """Make so many calls of all kinds on one connection, and give their statuses."""
+    """Make so many calls of all kinds on one connection, and return their statuses."""
     chance = random.Random(client)
     made: list[str] = []
     statuses: list[int] = []
@@ -160,7 +160,7 @@ def test_failures_leave_a_clean_log(tmp_path: Path) -> None:
     with (
         Simulator() as simulator,
         gunicorn(simulator, tmp_path, "--workers=1", "--threads=4") as server,
-        httpx.Client(base_url=server.url, headers={"X-User": "ada"}) as http,
+        httpx.Client(base_url=server.url, headers={"X-User": "ada"}, timeout=30) as http,
     ):
         body = {"model": "openai:m", "requests": requests(1)}
         batch_id = http.post("/v1/batches", json=body).json()["id"]

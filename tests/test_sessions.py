@@ -1,12 +1,10 @@
-"""The host's ``db.session``: no connection of it waits for a provider, and what is in it stays the host's."""
+"""No connection of the host's ``db.session`` is held during a provider call, and its changes stay."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import String, create_engine, text, update
 from sqlalchemy.orm import Mapped, mapped_column, scoped_session, sessionmaker
-from werkzeug.serving import make_server
 
 from flask_llm_batches import LLMBatches, Principal, current_llm_batches
 from flask_llm_batches.errors import LLMBatchesError, RecordUnavailable
@@ -28,6 +25,7 @@ from flask_llm_batches.testing import Simulator
 from tests.conftest import create_batch
 from tests.databases import query
 from tests.hosts import MASTER_KEY, dispose, requests
+from tests.servers import serving
 
 
 @dataclass
@@ -123,20 +121,6 @@ def ada(shop: Shop) -> Any:
     return client
 
 
-@contextmanager
-def serving(app: Flask) -> Iterator[str]:
-    """Run an app under a server with a thread for every call."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @ONE_CONNECTION
 def test_no_connection_waits_for_a_provider(shop: Shop, llm_provider: Simulator) -> None:
     """With one connection, 16 calls that take a second at the provider take little more than a second."""
@@ -158,7 +142,7 @@ def test_no_connection_waits_for_a_provider(shop: Shop, llm_provider: Simulator)
 
 
 def test_every_db_is_watched() -> None:
-    """Regression: one that came to lie where another had lain was taken for it, and kept its connection."""
+    """Regression: a new db at the memory address of an old one was not watched."""
     kept = []
     for _ in range(100):
         db = SQLAlchemy()
@@ -264,7 +248,7 @@ def test_only_what_has_read_is_ended(shop: Shop, ada: Any, statement: str, is_ov
 
 
 def test_a_transaction_that_the_host_began_is_left_alone(shop: Shop, ada: Any) -> None:
-    """What the host has begun in so many words it ends itself, though nothing was changed in it."""
+    """A transaction that the host began with ``begin()`` is left alone, even if nothing was changed."""
     begun: list[Any] = []
 
     def begin() -> None:

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_llm_batches.config import Settings
+from flask_llm_batches.core.numbers import Numbers
 from flask_llm_batches.core.requests import MAX_ERRORS, Incoming
-from flask_llm_batches.core.spool import Model, Spool, spooled
-from flask_llm_batches.errors import Problem, ValidationFailed
+from flask_llm_batches.core.spool import Model, Route, Splitting, Spool, spooled
+from flask_llm_batches.errors import ValidationFailed
 from flask_llm_batches.jsonl import split_lines
 from flask_llm_batches.providers.adapters import Adapter
 from flask_llm_batches.untrusted import is_longer
@@ -35,6 +36,7 @@ def spool_of(
         provider="p",
         adapter=adapter,
         settings=Settings(max_requests=max_requests, spool_dir=str(folder)),
+        splitting=Splitting(None, lambda _: None, lambda name: Route("p", name, adapter)),
     )
 
 
@@ -47,11 +49,13 @@ def spool(requests: bytes | list[Any], folder: Path, max_requests: int = 1000) -
     return data
 
 
-def errors(requests: bytes | list[Any], folder: Path, **options: int) -> list[Problem]:
+def errors(
+    requests: bytes | list[Any], folder: Path, **options: int
+) -> list[tuple[tuple[str | int, ...], str]]:
     with pytest.raises(ValidationFailed) as caught:
         spool(requests, folder, **options)
     assert not list(folder.iterdir())
-    return list(caught.value.problems)
+    return [(problem.path, problem.message) for problem in caught.value.problems]
 
 
 def test_every_request_is_a_line(tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_a_truncated_line_is_named(body: str, missing: int) -> None:
         with pytest.raises(ValidationFailed) as caught:
             spool(lines, Path(folder))
         assert not list(Path(folder).iterdir())
-    assert [path[:2] for path, _ in caught.value.problems] == [("lines", 2)]
+    assert [path[:2] for path, *_ in caught.value.problems] == [("lines", 2)]
 
 
 @pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00", rb"\ud800\ud800", rb"\ud800x"])
@@ -216,7 +220,7 @@ def test_lone_surrogates_are_refused(tmp_path: Path, text: bytes, line: bytes) -
     """Half of a character cannot be sent, and is named by its line."""
     with pytest.raises(ValidationFailed) as caught:
         spool([line % text], tmp_path)
-    assert [path[:2] for path, _ in caught.value.problems] == [("lines", 1)]
+    assert [path[:2] for path, *_ in caught.value.problems] == [("lines", 1)]
 
 
 @pytest.mark.parametrize("array", [b"[{]", b"{}", b"[" * 100_000, rb'[{"custom_id":"\ud800"}]'])
@@ -224,3 +228,12 @@ def test_the_hosts_own_bytes_are_an_array(tmp_path: Path, array: bytes) -> None:
     """Regression: bytes of the host's own that are no JSON array came out as the parser's error."""
     ((_, message),) = errors(array, tmp_path)
     assert message.startswith("Not valid JSON: ")
+
+
+def test_a_duplicate_is_found_among_many() -> None:
+    """Every name is known by its first number, however many there are; each takes 36 bytes at most."""
+    numbers = Numbers()
+    names = [f"request-{number}" for number in range(100_000)]
+    assert all(numbers.first(name, number) == number for number, name in enumerate(names, 1))
+    assert all(numbers.first(name, 0) == number for number, name in enumerate(names, 1))
+    assert 12 * len(numbers._keys) <= 36 * len(names)

@@ -1,4 +1,4 @@
-"""Results over a real server: what goes out while the provider is silent, fails, or the caller hangs up."""
+"""Results over a real server while the provider is silent or fails, or the caller hangs up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 def at_work(
     folder: Path, run: Callable[..., AbstractContextManager[Running]], *options: str
 ) -> Iterator[tuple[Simulator, Running, httpx.Client, str]]:
-    """Run a server whose provider has a batch that has ended, and give the path of its results."""
+    """Run a server whose provider has a batch that has ended, and return the path of its results."""
     with (
         Simulator() as simulator,
         run(simulator, folder, *options) as server,

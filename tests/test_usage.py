@@ -1,4 +1,4 @@
-"""What is done is put into the usage, once."""
+"""Usage is recorded once."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ def test_usage_of_a_time(app: Flask, ada: FlaskClient, llm_provider: Simulator, 
     for wrong in ("since=yesterday", "until=2026-13-01", "group_by=colour", "since=999999999999999"):
         assert ada.get(f"/v1/batches/usage?{wrong}").status_code == 422
     refused = app.test_cli_runner().invoke(args=["llm-batches", "usage", "--since", "yesterday"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "since: Not a day" in refused.output
 
 
@@ -414,7 +414,7 @@ def test_the_creator_pays(admin: FlaskClient, llm_provider: Simulator, tmp_path:
 def test_what_the_provider_forgets_is_remembered(
     ada: FlaskClient, llm_provider: Simulator, tmp_path: Path
 ) -> None:
-    """The metadata of a batch comes from our record where a provider does not give it back."""
+    """The metadata of a batch comes from the record if the provider does not return them."""
     batch_id = create_batch(ada, metadata={"team": "search"})
     llm_provider.batches[0].metadata = None
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The five endpoints as WIRE has them, over the simulator."""
+"""The five endpoints, over the simulator."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_senseless_pages_are_refused(ada: FlaskClient, query: str, loc: list[str
         ({"metadata": {"team": 3}}, ["body", "metadata", "team"], "value_error"),
         ({"metadata": {"k" * 65: ""}}, ["body", "metadata", "k" * 65], "value_error"),
         ({"metadata": {"key": "v" * 513}}, ["body", "metadata", "key"], "value_error"),
-        ({"metadata": dict.fromkeys(map(str, range(16)), "")}, ["body", "metadata"], "value_error"),
+        ({"metadata": dict.fromkeys(map(str, range(17)), "")}, ["body", "metadata"], "value_error"),
         ({"endpoint": "embeddings"}, ["body", "endpoint"], "value_error"),
         ({"completion_window": ""}, ["body", "completion_window"], "value_error"),
         ({"user": ""}, ["body", "user"], "value_error"),
@@ -422,7 +422,7 @@ def test_untracked_batches_are_for_admins(make_host: MakeHost, llm_provider: Sim
 def test_an_admins_list_says_what_is_known(
     make_host: MakeHost, admin: FlaskClient, ada: FlaskClient, llm_provider: Simulator
 ) -> None:
-    """Batches that were made here have what their provider forgets, the others what it says."""
+    """Batches that were made here have the fields that their provider does not return."""
     elsewhere = create_batch(client_of(make_host(), "ada"))
     here = create_batch(ada)
     llm_provider.batches[1].finish()

@@ -1,4 +1,4 @@
-"""Webhooks: those that tell others of the end of a batch, and those of providers."""
+"""Webhooks that are sent when a batch ends, and webhooks of providers."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def test_a_target_that_is_gone_is_told_no_more(
     finish(app, database_url, llm_provider)
     assert sent(app) == [("answers 410", 1, False, False)]
     run = app.test_cli_runner().invoke
-    assert "given up  1 tries, the last: answers 410" in run(args=["llm-batches", "webhooks"]).output
-    assert run(args=["llm-batches", "webhooks", "--again", batch_id]).output == "1 due\n"
+    assert "\tgiven up\t1\tanswers 410\n" in run(args=["llm-batches", "webhooks"]).output
+    assert run(args=["llm-batches", "webhooks", "--again", batch_id]).output == "1\n"
     waited = 0.0
     for _ in range(11):
         before = time.time()
@@ -195,7 +195,7 @@ def test_a_target_that_is_gone_is_told_no_more(
         query(database_url, "UPDATE llm_batches_webhook SET due_at = 0 WHERE due_at IS NOT NULL")
     assert sent(app) == [("answers 503", 11, False, False)]
     assert waited == pytest.approx(24 * 3600, rel=0.02)
-    assert run(args=["llm-batches", "webhooks", "--again", batch_id]).output == "1 due\n"
+    assert run(args=["llm-batches", "webhooks", "--again", batch_id]).output == "1\n"
     tick(app, database_url)
     assert sent(app) == [("answers 204", 1, True, False)]
 
@@ -285,7 +285,7 @@ def test_a_key_is_not_for_another_webhook(make_host: MakeHost, tmp_path: Path) -
     ],
 )
 def test_no_spelling_of_a_private_address_is_connected_to(target: Target, host: str) -> None:
-    """The address counts that the name leads to when the connection is made."""
+    """The address is checked to which the name leads when the connection is made."""
     with pytest.raises(AddressNotPublic):
         post(f"http://{host}:{target.server.server_port}/", {}, b"{}", allow_private=False)
     assert not target.taken

@@ -1,4 +1,4 @@
-"""What goes on without a caller: tasks, workers, and what wakes them."""
+"""The work that needs no caller: tasks and workers."""
 
 from __future__ import annotations
 
@@ -285,3 +285,14 @@ def test_a_worker_outlives_what_is_away(
         file.write_bytes(kept)
         eventually(lambda: statuses(database) == ["completed"], 60)
         assert process.poll() is None
+
+
+def test_a_look_that_fails_is_no_refresh(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
+    """Regression: with a worker, polls of a provider that is down were a 502 and a stale 200 in turns."""
+    batch_id = create_batch(ada)
+    with app.app_context():
+        current_llm_batches._runner.seen("worker")
+    for _ in range(3):
+        llm_provider.fail_next(500, on=f"GET /batches/{batch_id}")
+        assert ada.get(f"/v1/batches/{batch_id}").status_code == 502
+    assert ada.get(f"/v1/batches/{batch_id}").status_code == 200

@@ -1,4 +1,4 @@
-"""The base of all command groups."""
+"""The base of all command groups, and the options that several commands have."""
 
 from __future__ import annotations
 
@@ -7,14 +7,70 @@ from typing import Any
 import click
 from flask.cli import AppGroup
 
-from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.errors import (
+    REQUIRED,
+    BatchFailed,
+    LLMBatchesError,
+    ProviderRejected,
+    RateLimited,
+    ValidationFailed,
+)
+from flask_llm_batches.principal import EVERYONE, Owner
+
+FAILED, MISUSED, OUTSIDE = 1, 2, 3
+"""Exit codes: rows, a batch or a check failed; the command cannot do what it was told; the provider, or
+another service that it needs, did not do its part."""
+
+
+class Failure(click.ClickException):
+    """An error that ends a command with an exit code of ours."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click has it as an attribute of the class
 
 
 class Group(AppGroup):
-    """Prints our errors as click prints its own."""
+    """Prints our errors as click prints its own, and ends with our exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (ValueError, LLMBatchesError) as error:
-            raise click.ClickException(str(error)) from None
+            raise Failure(_told(error), _exit_code(error)) from None
+
+
+def _told(error: Exception) -> str:
+    """Return the message of an error in the words of the command line."""
+    if isinstance(error, ValidationFailed) and all(len(one.path) == 1 for one in error.problems):
+        fields = {str(one.path[0]): one.message for one in error.problems}
+        if fields.keys() == {"provider"} and REQUIRED in fields["provider"]:
+            return "No batch here has this id. If it was not made here, name its provider with --provider."
+        return " ".join(f"--{name.replace('_', '-')}: {text}" for name, text in fields.items())
+    if _exit_code(error) == OUTSIDE:
+        return f"{str(error).rstrip('.')}. To find out why: flask llm-batches check --live"
+    return str(error)
+
+
+def _exit_code(error: Exception) -> int:
+    match error:
+        case BatchFailed():
+            return FAILED
+        case ProviderRejected() | RateLimited():
+            return OUTSIDE
+        case LLMBatchesError() if error.status >= 500:
+            return OUTSIDE
+    return MISUSED
+
+
+def _owner(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Owner:
+    return EVERYONE if given is None else given
+
+
+owner_option = click.option(
+    "--owner",
+    callback=_owner,
+    help="Act for this owner, who cannot touch what others have; by default for all.",
+)
+provider_option = click.option("--provider", help="The provider of a batch that was not made here.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")

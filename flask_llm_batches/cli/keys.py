@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 
-from flask_llm_batches.cli.group import Group
+from flask_llm_batches.cli.group import MISUSED, Failure, Group, json_option
+from flask_llm_batches.cli.output import day_and_time, print_rows
 from flask_llm_batches.current import current_llm_batches
 
 keys = Group("keys", help="Built-in API keys.")
 
 
-@keys.command()
+@keys.command(epilog="Example: flask llm-batches keys create --owner 42")
 @click.option("--owner", required=True, help="Whose key it is: batches and usage are kept under this name.")
 @click.option("--admin", is_flag=True, help="Its bearer sees and touches the batches of all.")
 def create(owner: str, admin: bool) -> None:
@@ -22,22 +21,22 @@ def create(owner: str, admin: bool) -> None:
     click.echo(key)
 
 
-@keys.command("list")
-def list_keys() -> None:
+@keys.command("list", epilog="Example: flask llm-batches keys list")
+@json_option
+def list_keys(*, as_json: bool) -> None:
     """List the keys, oldest first."""
-    click.echo(f"{'id':>4}  {'key':14}  {'created':10}  {'state':8}  owner")
-    for key in current_llm_batches.keys.list():
-        created = datetime.fromtimestamp(key.created_at, UTC).date()
-        state = "revoked" if key.revoked_at is not None else "admin" if key.admin else "valid"
-        click.echo(f"{key.id:>4}  {key.prefix + '...':14}  {created}  {state:8}  {key.owner}")
+    rows = (
+        (key.id, f"{key.prefix}...", day_and_time(key.created_at), key.state, key.owner)
+        for key in current_llm_batches.keys.list()
+    )
+    print_rows(("id", "key", "created", "state", "owner"), rows, as_json=as_json)
 
 
-@keys.command()
+@keys.command(epilog="Example: flask llm-batches keys revoke 1")
 @click.argument("key_id", type=int, metavar="ID")
 def revoke(key_id: int) -> None:
     """Revoke the key with this id, which "keys list" shows."""
     if not current_llm_batches.keys.revoke(key_id):
-        raise click.ClickException(
-            f"There is no valid key with the id {key_id}; see: flask llm-batches keys list"
-        )
-    click.echo(f"Key {key_id} is revoked.")
+        message = f"There is no valid key with the id {key_id}; see: flask llm-batches keys list"
+        raise Failure(message, MISUSED)
+    click.echo(f"Key {key_id} is revoked.", err=True)

@@ -9,35 +9,39 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
+from flask_llm_batches.cli.group import MISUSED, Failure, json_option, owner_option
+from flask_llm_batches.cli.output import for_people, print_rows
+from flask_llm_batches.cli.submit import pairs
 from flask_llm_batches.current import current_llm_batches
-from flask_llm_batches.principal import EVERYONE
-from flask_llm_batches.store.usage import GROUPS
+from flask_llm_batches.principal import Owner
+from flask_llm_batches.store.usage import GROUPS, UsageSum
+from flask_llm_batches.web.files import files_beside
 from flask_llm_batches.web.openapi import document, mounted_at
 from flask_llm_batches.web.schemas import load
 from flask_llm_batches.web.schemas.usage import UsageQuerySchema
-from flask_llm_batches.web.usage import usage_csv
+from flask_llm_batches.web.usage import group_name, usage_csv
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches usage --group-by owner --since 2026-11-01")
+@owner_option
 @click.option("--since", help="From this day (2026-11-01) or time on, in UTC.")
 @click.option("--until", help="Before this day or time.")
 @click.option("--group-by", type=click.Choice(GROUPS))
+@json_option
 @with_appcontext
-def usage(since: str | None, until: str | None, group_by: str | None) -> None:
-    """Print the usage of all owners as CSV: requests, tokens, and the cost in US dollars."""
+def usage(owner: Owner, since: str | None, until: str | None, group_by: str | None, *, as_json: bool) -> None:
+    """Print the usage: requests, tokens, and the cost in US dollars. On no terminal it is CSV."""
     given = {"since": since, "until": until, "group_by": group_by}
     query = load(UsageQuerySchema(), {name: value for name, value in given.items() if value is not None})
-    click.echo(usage_csv(current_llm_batches.usage(owner=EVERYONE, **query), group_by), nl=False)
+    sums = current_llm_batches.usage(owner=owner, **query)
+    if not as_json and not for_people():
+        click.echo(usage_csv(sums, group_by), nl=False)
+        return
+    rows = [(group_name(one, group_by), *one[1:]) for one in sums]
+    print_rows((group_by or "group", *UsageSum._fields[1:]), rows, as_json=as_json)
 
 
-def _pairs(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[list[str]]:
-    pairs = [one.split("=", 1) for one in given]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise click.BadParameter("not UID=BATCH_ID")
-    return pairs
-
-
-@click.command()
+@click.command(epilog="Example: flask llm-batches reconcile --give-up 0123456789abcdef0123456789abcdef")
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
@@ -49,7 +53,7 @@ def _pairs(_context: click.Context, _parameter: click.Parameter, given: tuple[st
     "--adopt",
     "adopted",
     multiple=True,
-    callback=_pairs,
+    callback=pairs,
     metavar="UID=BATCH_ID",
     help="Record that the unsettled batch UID is the provider's batch BATCH_ID.",
 )
@@ -83,32 +87,41 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
             click.echo(f"    may be {batch_id}")
         states.append(settled.state)
     found, failed = states.count("accepted"), states.count("failed")
-    click.echo(f"{found} found, {failed} not there, {len(states) - found - failed} still unknown")
+    unknown = len(states) - found - failed
+    click.echo(f"{found} found, {failed} not there, {unknown} still unknown")
+    if unknown:
+        click.echo(
+            "They are looked for again by themselves. Those that no provider lists have failed "
+            f"{current_llm_batches.settings.search_window:,.0f} seconds after their create.",
+            err=True,
+        )
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches purge --before 2026-01-01 --dry-run")
 @click.option("--before", required=True, metavar="TIME", help="A day (2026-11-01) or time, in UTC.")
 @click.option("--usage", is_flag=True, help="Delete the usage of these batches, too: sums lose it.")
 @click.option("--dry-run", is_flag=True, help="Count the batches only.")
 @with_appcontext
 def purge(*, before: str, usage: bool, dry_run: bool) -> None:
-    """Delete the record of batches that have ended and were created before a time.
+    """Delete the record of batches that have ended and were created before a time, with their results.
 
     Their Idempotency-Keys can be used again, and their owners can no longer see them. Batches that still run,
-    or that are being looked for, are kept.
+    or that are being looked for, are kept. Input files of that time that no batch waits for are deleted, too.
     """
     query = load(UsageQuerySchema(), {"until": before})
     count = current_llm_batches.purge(before=query["until"], usage=usage, dry_run=dry_run)
     click.echo(f"{count} batches {'would be' if dry_run else 'are'} deleted")
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches openapi > openapi.json")
 @with_appcontext
 def openapi() -> None:
     """Print the OpenAPI document, as it is under the first URL prefix."""
     prefix = next(mounted_at(current_app), None)
     if prefix is None:
-        raise click.ClickException(
-            "The endpoints are not registered: app.register_blueprint(llm_batches.blueprint, url_prefix=...)"
+        raise Failure(
+            "The endpoints are not registered: app.register_blueprint(llm_batches.blueprint, url_prefix=...)",
+            MISUSED,
         )
-    click.echo(json.dumps(document(prefix), indent=2))
+    files = files_beside(current_llm_batches.settings.files_url_prefix, prefix)
+    click.echo(json.dumps(document(prefix, files), indent=2))

@@ -1,4 +1,4 @@
-"""Commands for what goes on without a caller."""
+"""Commands for the work that needs no caller."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import threading
 import click
 from flask.cli import with_appcontext
 
+from flask_llm_batches.cli.group import json_option
+from flask_llm_batches.cli.output import print_rows
 from flask_llm_batches.current import current_llm_batches
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches worker --concurrency 8")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 64),
@@ -29,10 +31,12 @@ def worker(concurrency: int) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    click.echo("The worker runs. Ctrl+C ends it.", err=True)
     current_llm_batches.work(stop, concurrency=concurrency)
+    click.echo("The worker has ended.", err=True)
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches tick --budget 50")
 @click.option(
     "--budget", type=click.FloatRange(min=0), metavar="SECONDS", help="Begin no step after so many seconds."
 )
@@ -42,30 +46,38 @@ def tick(budget: float | None) -> None:
     click.echo(f"{current_llm_batches.tick(budget=budget)} steps")
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches deliveries --again batch_0123456789abcdef")
 @click.option("--again", "batch_id", metavar="BATCH_ID", help="Deliver the rows of this batch again.")
+@json_option
 @with_appcontext
-def deliveries(batch_id: str | None) -> None:
+def deliveries(batch_id: str | None, *, as_json: bool) -> None:
     """Print the rows that a handler refuses and that were set aside."""
     if batch_id is not None:
         done, refused = current_llm_batches.deliver_again(batch_id)
-        click.echo(f"{done} delivered, {refused} refused")
+        print_rows(("delivered", "refused"), [(done, refused)], as_json=as_json)
         return
-    for row in current_llm_batches.set_aside():
-        click.echo(f"batch_{row.batch_uid}  {row.custom_id!r}  {row.error!r}")
+    aside = current_llm_batches.set_aside()
+    ids = current_llm_batches.shown_ids(row.batch_uid for row in aside)
+    rows = ((ids.get(row.batch_uid, row.batch_uid), row.custom_id, row.error) for row in aside)
+    print_rows(("batch", "custom_id", "error"), rows, as_json=as_json)
 
 
-@click.command()
+@click.command(epilog="Example: flask llm-batches webhooks --again batch_0123456789abcdef")
 @click.option("--again", "batch_id", metavar="BATCH_ID", help="Send the webhooks of this batch again.")
+@json_option
 @with_appcontext
-def webhooks(batch_id: str | None) -> None:
+def webhooks(batch_id: str | None, *, as_json: bool) -> None:
     """Print the webhooks that were sent, are due, or were given up, newest first."""
     if batch_id is not None:
-        click.echo(f"{current_llm_batches.send_again(batch_id)} due")
+        print_rows(("due",), [(current_llm_batches.send_again(batch_id),)], as_json=as_json)
         return
-    for one in current_llm_batches.sent_webhooks():
+    rows = []
+    sent = current_llm_batches.sent_webhooks()
+    ids = current_llm_batches.shown_ids(one.batch_uid for one in sent)
+    for one in sent:
         state = "sent" if one.sent_at is not None else "given up" if one.due_at is None else "due"
-        tries = (
-            f"{one.attempts} tries" if one.answer is None else f"{one.attempts} tries, the last: {one.answer}"
+        rows.append(
+            (ids.get(one.batch_uid, one.batch_uid), one.target, one.type, state, one.attempts, one.answer)
         )
-        click.echo(f"batch_{one.batch_uid}  {one.target}  {one.type}  {state}  {tries}")
+    names = ("batch", "target", "type", "state", "attempts", "last_answer")
+    print_rows(names, rows, as_json=as_json)

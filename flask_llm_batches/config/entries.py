@@ -30,13 +30,16 @@ class ProviderSettings:
     """One entry of ``LLM_BATCHES_PROVIDERS``.
 
     Attributes:
-        name: How callers address it, in lower case; they may use any.
-        kind: any-llm's name for it.
+        name: How callers address it, in lower case. They may write it in any case.
+        kind: any-llm's name for it, for a second entry of the same kind:
+            ``{"eu": {"provider": "openai", "api_base": "..."}}``.
         api_key: Its key; None leaves it to any-llm's environment variable.
         api_base: Another address than the provider's own.
-        client_args: Further arguments of any-llm's client.
-        batch_args: What the provider takes for every batch besides our own fields.
-        webhook_secrets: What the webhooks of the provider are signed with; any of them will do.
+        client_args: Further arguments of the provider's client.
+        batch_args: Further arguments of every create at the provider, such as OpenAI's
+            ``output_expires_after``.
+        webhook_secrets: The secret of the provider's webhooks, or a list of two while one replaces the other.
+            A signature with any of them is valid.
     """
 
     name: str
@@ -55,7 +58,8 @@ class WebhookSettings:
     Attributes:
         name: How a create names it.
         url: Where it goes.
-        secrets: What it is signed with: two while one replaces the other.
+        secrets: What it is signed with: ``whsec_`` and at least 16 random bytes in base64, or a list of two
+            while one replaces the other.
         every: Whether it is sent for every batch, whether or not its create names it.
         http: Whether creates over HTTP may name it.
         allow_private: Whether ``url`` may lead to an address that is not public, and be ``http://``.
@@ -67,6 +71,34 @@ class WebhookSettings:
     every: bool = False
     http: bool = False
     allow_private: bool = False
+
+
+def check_models(key: str, value: object) -> Mapping[str, str]:
+    """Check ``LLM_BATCHES_MODELS``.
+
+    Raises:
+        ConfigurationError: An entry is wrong; the message names it and the fix.
+    """
+    if not isinstance(value, Mapping):
+        raise wrong(
+            key,
+            'a dict such as {"gpt-4o-mini": "openai:gpt-4o-mini", "claude-*": "anthropic:claude-*"}',
+            value,
+        )
+    for name, target in value.items():
+        if (
+            not isinstance(name, str)
+            or not re.fullmatch(r"[!-)+-~]{0,255}\*?[!-)+-~]{0,255}", name)
+            or not name
+        ):
+            raise wrong(
+                f"A name in {key}", "visible ASCII characters without spaces, with one * at most", name
+            )
+        if not isinstance(target, str) or not re.fullmatch(r"[^:/*\s]+:[!-~]+", target):
+            raise wrong(f"{key}[{name!r}]", '"provider:model"', target)
+        if target.count("*") > name.count("*"):
+            raise ConfigurationError(f"{key}[{name!r}] has a * in {target!r}: then {name!r} needs one, too")
+    return MappingProxyType(dict(value))
 
 
 def _secrets(key: str, value: object) -> tuple[bytes, ...]:

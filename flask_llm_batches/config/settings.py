@@ -14,13 +14,18 @@ from urllib.request import url2pathname
 from flask_llm_batches.config.entries import (
     ProviderSettings,
     WebhookSettings,
+    check_models,
     check_providers,
     check_webhooks,
+    provider_name,
 )
 from flask_llm_batches.config.errors import wrong, wrong_secret
 from flask_llm_batches.errors import ConfigurationError
 
 PREFIX = "LLM_BATCHES_"
+
+MAX_RETRIES = 5
+"""How often failed requests may be submitted again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +33,40 @@ class Settings:
     """The settings of one app, read once.
 
     Attributes:
-        providers: The providers that may be addressed, by name; None for all that any-llm knows.
-        url_prefix: Where the blueprint is registered: one path or several.
+        providers: The providers that may be addressed, by name: ``{"openai": {"api_key": "..."}}``. None
+            stands for all providers of any-llm, with the keys in its environment variables.
+        url_prefix: Where the endpoints are: one path or several. ``["/v1/batches", "/api/v1/batches"]`` also
+            serves otari 0.4.
         master_key: A key whose bearer is an admin.
-        max_requests: How many requests one batch may have.
-        max_content_length: How many bytes the body of a create may have.
-        timeout: Seconds for a call that asks after a batch, cancels or lists.
-        transfer_timeout: Seconds for a call that carries requests or results.
+        max_requests: The most requests of one batch.
+        max_content_length: The most bytes of the body of a create. It replaces the app's own limit.
+        timeout: Seconds for a call that retrieves, cancels or lists batches.
+        transfer_timeout: Seconds for a create, and for a pause of the provider during a download.
         bind_key: The bind of the host's database that keeps the record.
-        search_window: Seconds for which a batch whose create got no answer is looked for at its provider,
-            before it has failed.
-        untracked: Whether a batch without a record may be seen by callers who are no admins.
-        spool_dir: Where requests are spooled; None for the system's folder for temporary files.
-        worker: Whether a worker runs in a thread of each web process.
-        storage: Where results and the like are kept: ``database``, or the URL of a folder or an object store.
-        retention: Days for which they are kept; 0 for no longer than they are needed.
-        webhooks: The URLs that are told when a batch has ended, by name.
+        search_window: Seconds after which a batch whose create got no answer is ``failed``, if its provider
+            does not list it.
+        untracked: ``"allow"`` lets all callers see batches that were not made here.
+        spool_dir: The folder for the requests of a create, which are deleted when it ends; None for the
+            system's folder for temporary files.
+        worker: ``"thread"`` runs a worker inside each web process.
+        storage: Where large data is kept: ``"database"``, or the URL of a folder or an object store.
+        retention: Days for which results and files are kept. 0 keeps results only as long as they are needed,
+            and no files.
+        webhooks: The URLs that are told when a batch has ended, by name: ``{"crm": {"url": "https://...",
+            "secret": "whsec_..."}}``.
+        models: ``provider:model`` for the names of models that callers use, and for patterns with one ``*``:
+            ``{"gpt-4o-mini": "anthropic:claude-haiku-4-5", "claude-*": "anthropic:claude-*"}``.
+        retries: How often requests that failed for a reason that passes are submitted again, 0 to 5, unless a
+            create says so.
+        files_url_prefix: Where the files of OpenAI's API are; None for nowhere. ``"beside"`` is a path beside
+            each prefix of the batches that has a parent: ``/v1/files`` beside ``/v1/batches``. The models are
+            beside the files.
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)
     url_prefix: tuple[str, ...] = ("/v1/batches",)
     master_key: str | None = field(default=None, repr=False)
-    max_requests: int = 100_000
+    max_requests: int = 1_000_000
     max_content_length: int = 256 * 1024 * 1024
     timeout: float = 60.0
     transfer_timeout: float = 600.0
@@ -61,6 +78,9 @@ class Settings:
     storage: str = "database"
     retention: int = 30
     webhooks: Mapping[str, WebhookSettings] = field(default_factory=dict, repr=False)
+    models: Mapping[str, str] = field(default_factory=dict)
+    retries: int = 0
+    files_url_prefix: str | None = "beside"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -80,12 +100,25 @@ class Settings:
         checked: dict[str, Any] = {
             names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()
         }
-        return cls(**checked)
+        settings = cls(**checked)
+        for name, target in settings.models.items():
+            provider = provider_name(target.partition(":")[0])
+            if settings.providers is not None and provider not in settings.providers:
+                raise ConfigurationError(
+                    f"{PREFIX}MODELS[{name!r}] is {target!r}, but {PREFIX}PROVIDERS has no {provider!r}"
+                )
+        return settings
 
 
 def _positive_int(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise wrong(key, "a whole number from 1 up", value)
+    return value
+
+
+def _retries(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRIES:
+        raise wrong(key, f"a whole number from 0 to {MAX_RETRIES}", value)
     return value
 
 
@@ -109,6 +142,14 @@ def _url_prefix(key: str, value: object) -> tuple[str, ...]:
             value,
         )
     return tuple(prefixes)
+
+
+def _files_url_prefix(key: str, value: object) -> str | None:
+    if value in (None, "beside"):
+        return None if value is None else "beside"
+    if not isinstance(value, str) or not re.fullmatch(r"(/[^/<>\s]+)+", value):
+        raise wrong(key, 'a path such as "/v1/files", "beside" for one beside the batches, or None', value)
+    return value
 
 
 def _master_key(key: str, value: object) -> str | None:
@@ -186,4 +227,7 @@ _CHECKS = {
     "storage": _storage,
     "retention": _days,
     "webhooks": check_webhooks,
+    "models": check_models,
+    "retries": _retries,
+    "files_url_prefix": _files_url_prefix,
 }

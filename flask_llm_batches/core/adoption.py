@@ -1,4 +1,4 @@
-"""An unsettled batch and a provider's batch: which of them belong together.
+"""Decides which unsettled batch and which provider's batch belong together.
 
 A batch that carries our uid is adopted wherever it is seen. Where a provider keeps no metadata, only an
 operator can say which batch was made by which create.
@@ -21,7 +21,7 @@ from flask_llm_batches.errors import (
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import batch_finished, batch_submitted, send, usage_recorded
-from flask_llm_batches.store.batches import SETTLED, Batches, IdTaken
+from flask_llm_batches.store.batches import UNSETTLED_STATES, Batches, IdTaken
 from flask_llm_batches.store.models import Record
 from flask_llm_batches.store.usage import Usage
 
@@ -70,7 +70,7 @@ class Adopter:
         """
         marked = {batch.uid: batch for batch in batches if batch.uid is not None}
         for record in self._batches.by_uids(list(marked)) if marked else ():
-            wanted = record.provider == provider and record.state != "accepted"
+            wanted = record.provider == provider and record.state not in ("accepted", "queued", "split")
             if wanted and (submitting or not is_submitting(record)):
                 self._adopt(record, marked[record.uid])
         return marked.keys()
@@ -85,8 +85,8 @@ class Adopter:
         if record is None:
             raise AdoptionRefused(f"There is no record of a batch {uid!r}")
         uid = record.uid
-        if record.state == "accepted":
-            raise AdoptionRefused(f"The batch {uid} is recorded as {record.batch_id!r} already")
+        if record.state in ("accepted", "queued", "split"):
+            raise AdoptionRefused(f"The batch {uid} is recorded as {record.shown_id!r} already")
         if is_submitting(record):
             raise AdoptionRefused(f"The batch {uid} is being submitted at this moment")
         batch = self._providers.retrieve(record.provider, batch_id)
@@ -100,7 +100,7 @@ class Adopter:
             )
         if not self._adopt(record, batch):
             raise AdoptionRefused(f"The batch {batch_id!r} is recorded for somebody already")
-        return batch.remembering(record.snapshot)
+        return record.shown(batch.remembering(record.snapshot))
 
     def give_up(self, uid: str) -> None:
         """Record that the provider does not have an unsettled batch, as an operator decided.
@@ -109,7 +109,7 @@ class Adopter:
             AdoptionRefused: It is settled, or its create is still running.
         """
         record = self._batches.by_uid(uid_of(uid) or uid)
-        if record is None or record.state in SETTLED or is_submitting(record):
+        if record is None or record.state not in UNSETTLED_STATES or is_submitting(record):
             raise AdoptionRefused(f"There is no batch {uid!r} that is being looked for")
         self._batches.not_there(record)
 
@@ -139,7 +139,7 @@ class Adopter:
         batch = batch.remembering(record.snapshot)
         try:
             usage = self._batches.accepted(record, batch, requested_by=record.owner)
-        except IdTaken:  # since a moment ago
+        except IdTaken:  # another process has just recorded it
             return False
         if usage is not None:
             logger.info("batch %r at %r is adopted as %s", batch.id, record.provider, record.uid)
@@ -165,7 +165,10 @@ def _total(batch: Batch) -> int:
 
 
 def send_accepted(record: Record, batch: Batch, usage: Usage, *, requested_by: str) -> None:
-    """Send the signals of a batch that is now known to be at its provider."""
+    """Send the signals of a batch that is now known to be at its provider; a part has none."""
+    if record.part_of is not None:
+        return
+    batch = record.shown(batch)
     send(batch_submitted, batch=batch, owner=record.owner, requested_by=requested_by)
     send(usage_recorded, usage=usage)
     if batch.finished:  # no later call will see it end

@@ -1,4 +1,4 @@
-"""The results of batches, kept by us: their rows as lines, always in the same order."""
+"""Keeps the rows of results as lines, always in the same order."""
 
 from __future__ import annotations
 
@@ -38,25 +38,30 @@ class Archive:
 
     @contextmanager
     def write(self, record: Record) -> Iterator[Callable[[Sequence[Row]], None]]:
-        """Archive the rows of a batch. They are there when the block has ended without an error.
+        """Archive the rows of a batch. They can be read when the block has ended without an error.
 
         Yields:
-            What adds rows.
+            A function that adds rows.
         """
         with self._storage.write(_key(record.uid)) as file:
             yield lambda rows: file.write(b"".join(_encode(row) + b"\n" for row in rows))
 
     def rows(self, record: Record) -> Generator[Sequence[Row]]:
-        """Yield the rows of a batch, some at a time.
+        """Return the rows of a batch, some at a time.
 
         Raises:
             ResultsGone: They have been deleted since.
         """
         # Rows are read after the request and its context have ended.
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+        return self._rows(app, record)
+
+    def _rows(self, app: Flask, record: Record) -> Generator[Sequence[Row]]:
         lines = Lines()
         try:
-            with closing(self._storage.read(_key(record.uid))) as chunks:
+            with app.app_context():
+                stored = self._storage.read(_key(record.uid))
+            with closing(stored) as chunks:
                 while True:
                     with app.app_context():
                         chunk = next(chunks, None)

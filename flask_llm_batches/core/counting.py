@@ -14,10 +14,10 @@ from flask_llm_batches.untrusted import SMALL, TooMany, size, small
 # longer ones in bands of 1,000 tokens.
 _SHORT, _BAND, _LONGEST = 50_000, 1_000, 2_000_000
 
-# A provider that makes up a model for each row costs no memory, and has no price.
+# A provider may invent a model for each row: further ones are counted as one, without a price.
 _MODELS, _NAME_LENGTH = 10, 255
 NO_MODEL = "no model"
-"""Stands for what has no price: too many models, and results that state no usage or an absurd one."""
+"""The model of tokens without a price: of too many models, and of results whose usage cannot be used."""
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -102,7 +102,7 @@ class TokenCount:
                 small(parts.usage), small(parts.model)
             said = _decode(result)
         except (msgspec.DecodeError, RecursionError, TooMany):
-            said = _Used()  # a usage that is no object, or is too deep or long; a number that fits nowhere
+            said = _Used()  # the usage is not an object, or too deep or long, or a number is too large
         usage = said.usage or _NO_USAGE
         details = _object(usage.prompt_tokens_details) or _object(usage.input_tokens_details)
         # Anthropic counts what it read from and wrote to its cache beside the input, others as part of it.

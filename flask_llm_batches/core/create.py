@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+
+from flask import Flask, current_app
 
 from flask_llm_batches.batch import UID_KEY, Batch
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.adoption import send_accepted
+from flask_llm_batches.core.asked import MAX_METADATA, Asked, Checked, Created, check_metadata
+from flask_llm_batches.core.estimates import Estimates, prompts_in
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.idempotency import Fingerprint, Idempotency
+from flask_llm_batches.core.limits import Limiter
+from flask_llm_batches.core.models import Models
 from flask_llm_batches.core.requests import Incoming
-from flask_llm_batches.core.spool import Model, Spool, spooled
+from flask_llm_batches.core.sources import Sources
+from flask_llm_batches.core.spool import Model, Route, Splitting, Spool, spooled, tokens_of
+from flask_llm_batches.core.waiting import Waiting, renamed
 from flask_llm_batches.errors import (
     REQUIRED,
-    InvalidModel,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
     LLMBatchesError,
-    Problem,
+    OwnerLimitReached,
     ProviderFailed,
     RecordUnavailable,
     ValidationFailed,
 )
-from flask_llm_batches.log import get_logger, request_id
-from flask_llm_batches.principal import has_control_characters
+from flask_llm_batches.log import get_logger
+from flask_llm_batches.principal import Principal
 from flask_llm_batches.providers.adapters import Submission
 from flask_llm_batches.providers.clients import Providers, SubmitFailed
 from flask_llm_batches.signals import send, usage_recorded
@@ -34,48 +42,6 @@ from flask_llm_batches.store.batches import Batches, IdTaken
 from flask_llm_batches.store.models import Record
 
 logger = get_logger(__name__)
-
-DEFAULT_ENDPOINT = "/v1/chat/completions"
-
-MAX_METADATA = 15
-"""The most pairs of metadata: the providers take 16, and one is ours."""
-
-MAX_METADATA_KEY, MAX_METADATA_VALUE = 64, 512
-"""The most characters of a key and of a value, at OpenAI."""
-
-
-class Checked(NamedTuple):
-    """The result of a dry run.
-
-    Attributes:
-        provider: The provider that would run the batch.
-        requests: The number of requests.
-        size: Their size in bytes, as the provider would receive them.
-        warnings: What would differ from the request.
-    """
-
-    provider: str
-    requests: int
-    size: int
-    warnings: Sequence[str]
-
-
-class Asked(NamedTuple):
-    """What a create asks for, besides its requests.
-
-    Attributes:
-        provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
-        model: Its model.
-        submission: What is submitted besides the requests.
-        on_results: The name of the handler that takes the rows.
-        webhook: The name of the webhook for its end.
-    """
-
-    provider: str
-    model: Model
-    submission: Submission
-    on_results: str | None = None
-    webhook: str | None = None
 
 
 class Creator:
@@ -86,11 +52,21 @@ class Creator:
         settings: Settings,
         batches: Batches,
         providers: Providers,
+        models: Models,
         idempotency: Idempotency,
         heartbeat: Heartbeat,
+        sources: Sources,
+        waiting: Waiting,
+        limiter: Limiter,
+        estimates: Estimates,
     ) -> None:
+        self._estimates = estimates
+        self._limiter = limiter
+        self._sources = sources
+        self._waiting = waiting
         self._settings = settings
         self._batches = batches
+        self._models = models
         self._providers = providers
         self._idempotency = idempotency
         self._heartbeat = heartbeat
@@ -106,24 +82,27 @@ class Creator:
         """Check what a create asks for, besides its requests.
 
         Args:
-            model: ``provider:model``; None if every request names it.
+            model: ``provider:model``, or a name that stands for it; None if every request names it.
             endpoint: The endpoint of every request.
             completion_window: How long the provider may take.
             metadata: The caller's own.
-            requests: The first one is looked at for the model, if there is no other.
+            requests: Without ``model``, the first one names it.
 
         Raises:
-            InvalidModel: ``model`` is not ``provider:model``.
+            InvalidModel: ``model`` stands for none.
             UnknownProvider: There is no such provider.
             UnsupportedProvider: The provider has no batch API for such requests.
             ValidationFailed: The metadata is wrong, or the provider does not take that endpoint or window.
         """
-        full = model if model is not None else requests.first_model()
-        if full is None:
-            raise ValidationFailed.of(REQUIRED, "model")
+        if model is None:
+            first = requests.first_model()
+            if first is None:
+                raise ValidationFailed.of(REQUIRED, "model")
+            _, full = first
+        else:
+            full = model
         check_metadata(metadata or {})
-        provider, name = _split_model(full)
-        provider = self._providers.name_of(provider)
+        provider, name = self._models.resolve(full)
         submission = Submission(name, endpoint, completion_window, dict(metadata or {}))
         self._providers.adapter_of(provider).check(submission)
         return Asked(provider, Model(name, full, is_given=model is not None), submission)
@@ -131,14 +110,22 @@ class Creator:
     def check(self, asked: Asked, requests: Incoming) -> Checked:
         """Check a batch as ``create`` does. Nothing is submitted or kept."""
         self._providers.check(asked.provider)
-        with self._spooled(asked, requests) as spool:
-            warnings = [_renamed(spool, asked)] if spool.renamed else []
-            return Checked(asked.provider, len(spool.custom_ids), spool.size, warnings)
+        with self.spooled(asked, requests) as spool:
+            warnings = [renamed(spool, asked)] if spool.renamed else []
+            number = sum(part.requests for part in spool.parts) or len(spool.custom_ids)
+            tokens = tokens_of(spool.size)
+            costs = self._estimates.costs(prompts_in(asked, spool))
+            return Checked(
+                asked.provider, number, spool.size, len(spool.parts) or 1, tokens, *costs, warnings
+            )
 
     def create(
-        self, asked: Asked, requests: Incoming, *, owner: str, requested_by: str, key: str | None
-    ) -> Batch:
+        self, asked: Asked, requests: Incoming, *, owner: Principal, requested_by: str, key: str | None
+    ) -> Created:
         """Submit a batch, once: the intent is recorded before the provider is called.
+
+        A batch of several parts is recorded, and a worker submits them. So is one that its provider has no
+        room for at this moment, if a worker is alive.
 
         Args:
             asked: What ``ask`` has checked.
@@ -147,55 +134,117 @@ class Creator:
             requested_by: Who asks.
             key: The ``Idempotency-Key``.
         """
-        provider, submission = asked.provider, asked.submission
-        asked_for = {
-            "model": submission.model,
-            "endpoint": submission.endpoint,
-            "completion_window": submission.completion_window,
-            "metadata": submission.metadata,
-        }
-        then = asked.on_results, asked.webhook
-        fingerprint = Fingerprint(provider, submission, *then) if key is not None else None
-        with self._spooled(asked, requests, fingerprint) as spool:
+        fingerprint = None if key is None else Fingerprint(asked.provider, asked.submission, *asked.then)
+        with self.spooled(asked, requests, fingerprint, owner=owner.owner) as spool:
+            allowance = self._limiter.allowance(owner)
             begin = partial(
                 self._batches.begin,
-                provider=provider,
-                owner=owner,
-                model=submission.model,
+                provider=asked.provider,
+                owner=owner.owner,
+                model=asked.submission.model,
                 custom_ids=spool.custom_ids,
-                asked_for=asked_for,
-                on_results=asked.on_results,
-                webhook=asked.webhook,
-                request_id=request_id(),
+                asked_for=asked.fields,
+                tokens=tokens_of(spool.size),
+                parts=spool.parts,
+                requested_by=requested_by,
+                allowance=allowance,
+                reserved=self._estimates.reserved(prompts_in(asked, spool), allowance),
+                **asked.options,
             )
-            if key is None:
-                record = begin()
-            else:
-                begun = self._idempotency.begin(key, str(fingerprint), owner, begin)
-                if isinstance(begun, Batch):
-                    return replace(begun, owner=owner, replayed=True)
-                record = begun
-            if spool.renamed:
-                logger.warning("batch %s: %s", record.uid, _renamed(spool, asked))
-            marked = replace(submission, metadata={**submission.metadata, UID_KEY: record.uid})
             try:
-                # Others see by the lease that this process lives, however long it takes.
-                with self._heartbeat.during(partial(self._batches.extend_lease, record)):
-                    batch = self._providers.submit(provider, spool.path, marked)
+                begun = (
+                    begin()
+                    if key is None
+                    else self._idempotency.begin(key, str(fingerprint), owner.owner, begin)
+                )
+            except (OwnerLimitReached, IdempotencyInProgress, IdempotencyMismatch):
+                self._sources.discard(spool.parts)
+                raise
+            if isinstance(begun, Batch):
+                self._sources.discard(spool.parts)
+                return Created(replace(begun, replayed=True), waits=False)
+            record = begun
+            if spool.parts:
+                return Created(self._waiting.told(record, spool, asked, requested_by), waits=True)
+            try:
+                return Created(self.submit(record, asked, spool, requested_by=requested_by), waits=False)
             except SubmitFailed as failure:
-                self._not_accepted(record, failure, requested_by)
+                queued = self._waiting.queued(record, spool, asked, failure, requested_by)
+                if queued is not None:
+                    return Created(queued, waits=True)
+                self.not_accepted(record, failure, requested_by)
                 error = failure.error
-            else:
-                batch = replace(batch.remembering(asked_for), owner=owner)
-                return self._accepted(record, batch, requested_by)
             try:
-                raise error  # here, where no other exception would hold it in a reference cycle with the body
+                # outside of the except block, which would make a reference cycle that holds the body
+                raise error
             finally:
                 del error
 
-    def _spooled(
-        self, asked: Asked, requests: Incoming, fingerprint: Fingerprint | None = None
+    def submit(
+        self,
+        record: Record,
+        asked: Asked,
+        spool: Spool,
+        *,
+        requested_by: str,
+        begin: Callable[[], Record] | None = None,
+    ) -> Batch:
+        """Submit the requests of a recorded batch, and record the answer.
+
+        Args:
+            record: The batch.
+            asked: What was asked for.
+            spool: Its requests.
+            requested_by: Who asked for it.
+            begin: Called in an app context when the requests are uploaded, if the batch is queued until then.
+                Returns the record whose lease this process holds. Without it, this is ``record``.
+
+        Raises:
+            SubmitFailed: The provider refused it, or did not answer. The caller records that.
+        """
+        if spool.renamed:
+            logger.warning("batch %s: %s", record.uid, renamed(spool, asked))
+        kept = dict(islice(asked.submission.metadata.items(), MAX_METADATA - 1))
+        marked = replace(asked.submission, metadata={**kept, UID_KEY: record.uid})
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+        # The lease shows others that this process is alive, however long the submit takes.
+        with ExitStack() as leases:
+
+            def hold() -> None:
+                nonlocal record
+                with app.app_context():
+                    record = record if begin is None else begin()
+                    leases.enter_context(self._during(record))
+
+            if begin is None:
+                hold()
+            before_create = None if begin is None else hold
+            batch = self._providers.submit(asked.provider, spool.path, marked, before_create=before_create)
+        return record.shown(self._accepted(record, batch.remembering(asked.fields), requested_by))
+
+    def _during(self, record: Record) -> AbstractContextManager[None]:
+        return self._heartbeat.during(partial(self._batches.extend_lease, record))
+
+    def spooled(
+        self,
+        asked: Asked,
+        requests: Incoming,
+        fingerprint: Fingerprint | None = None,
+        *,
+        owner: str | None = None,
     ) -> AbstractContextManager[Spool]:
+        """Check requests on their way into a file that is deleted when the block ends.
+
+        Requests of several parts are kept for an owner; without one, they are only checked.
+        """
+
+        def route(name: str) -> Route:
+            provider, model = self._models.resolve(name)
+            adapter = self._providers.adapter_of(provider)
+            adapter.check(replace(asked.submission, model=model))
+            return Route(provider, model, adapter)
+
+        keep = None if owner is None else partial(self._sources.keep, owner=owner)
         return spooled(
             requests,
             model=asked.model,
@@ -203,6 +252,7 @@ class Creator:
             provider=asked.provider,
             adapter=self._providers.adapter_of(asked.provider),
             settings=self._settings,
+            splitting=Splitting(keep, self._sources.discard, route, asked.retries),
             fingerprint=fingerprint,
         )
 
@@ -212,7 +262,7 @@ class Creator:
         except IdTaken:
             logger.exception("provider %r gave the id %r to two batches", batch.provider, batch.id)
             failed = ProviderFailed("LLM provider error", should_retry=False)
-            self._not_accepted(record, SubmitFailed(failed, maybe_created=True), requested_by)
+            self.not_accepted(record, SubmitFailed(failed, maybe_created=True), requested_by)
             raise failed from None
         if not recorded:
             # After an error the caller would create the batch again, and pay twice.
@@ -249,7 +299,8 @@ class Creator:
             send_accepted(record, batch, usage, requested_by=requested_by)
         return True
 
-    def _not_accepted(self, record: Record, failure: SubmitFailed, requested_by: str) -> None:
+    def not_accepted(self, record: Record, failure: SubmitFailed, requested_by: str) -> None:
+        """Record that a submit failed."""
         state = "unknown" if failure.maybe_created else "failed"
         try:
             usage = self._batches.not_accepted(
@@ -260,43 +311,3 @@ class Creator:
         else:
             if usage is not None:
                 send(usage_recorded, usage=usage)
-
-
-def _renamed(spool: Spool, asked: Asked) -> str:
-    return f"{spool.renamed} requests name another model; all run with {asked.model.name!r}."
-
-
-def check_metadata(metadata: Mapping[Any, Any]) -> None:
-    """Check the metadata of a create.
-
-    Raises:
-        ValidationFailed: They are more than 15 pairs, or not strings of the right lengths.
-    """
-    problems = []
-    if not isinstance(metadata, Mapping):
-        raise ValidationFailed.of("Not a valid mapping type.", "metadata")
-    if len(metadata) > MAX_METADATA:
-        problems.append(Problem(("metadata",), f"Longer than maximum length {MAX_METADATA}."))
-    for key, value in list(metadata.items())[:MAX_METADATA]:
-        if not (isinstance(key, str) and 1 <= len(key) <= MAX_METADATA_KEY):
-            problems.append(
-                Problem(("metadata",), f"A key is not a string of 1 to {MAX_METADATA_KEY} characters.")
-            )
-        elif not (isinstance(value, str) and len(value) <= MAX_METADATA_VALUE):
-            problem = f"Not a string of at most {MAX_METADATA_VALUE} characters."
-            problems.append(Problem(("metadata", key), problem))
-    if problems:
-        raise ValidationFailed(problems)
-
-
-def _split_model(model: str) -> tuple[str, str]:
-    if not isinstance(model, str):
-        raise InvalidModel(f"Invalid model: it must be a string, not {type(model).__name__}", param="model")
-    # The first separator counts: "openai:org/model", and "openai/ft:model" as older clients write it.
-    parts = re.split("[:/]", model, maxsplit=1)
-    if len(parts) == 1 or not all(part.strip() for part in parts) or has_control_characters(model):
-        raise InvalidModel(
-            f"Invalid model {model!r}: it must be 'provider:model', such as 'openai:gpt-4o-mini'",
-            param="model",
-        )
-    return parts[0], parts[1]

@@ -26,6 +26,9 @@ class Handlers:
     def __init__(self) -> None:
         self._registered: dict[str, _Registered] = {}
 
+    def __len__(self) -> int:
+        return len(self._registered)
+
     def register(self, name: str, handler: Handler, *, http: bool) -> None:
         """Register a handler.
 
@@ -35,7 +38,7 @@ class Handlers:
             http: Whether a create over HTTP may name it.
 
         Raises:
-            ValueError: The name is taken, or is none.
+            ValueError: The name is taken, or is not a valid name.
         """
         if not re.fullmatch(NAME, name):
             raise ValueError(f"{name!r} is not 1 to 64 letters, digits, dots, dashes and underscores")
@@ -54,6 +57,7 @@ class Handlers:
         Raises:
             ValidationFailed: There is no such handler, or it is not open to creates over HTTP.
         """
-        found = self._registered.get(name)
-        if found is None or (http and not found.http):
-            raise ValidationFailed.of("Not the name of a handler.", "on_results")
+        known = [one for one, registered in self._registered.items() if registered.http or not http]
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise ValidationFailed.of(f"Not the name of a handler; known are: {names}.", "on_results")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -41,7 +41,8 @@ class Fingerprint:
     def add(self, line: bytes) -> None:
         """Add a request, as a line of the spool."""
         if len(line) <= SMALL:
-            with suppress(msgspec.DecodeError, RecursionError):  # as written: an integer of 5,000 digits, say
+            # kept as written, such as an integer of 5,000 digits
+            with suppress(msgspec.DecodeError, RecursionError):
                 line = _encode(_decode(line))
         self._digest.update(line)
         self._digest.update(b"\n")
@@ -74,6 +75,10 @@ class Idempotency:
         if not _KEY.fullmatch(key):
             raise ValidationFailed.of("Not 1 to 255 visible ASCII characters.", HEADER)
 
+    def is_used(self, key: Mapping[str, str]) -> bool:
+        """Return whether a key, as ``begin`` passes it on, was used before."""
+        return self._keys.find(key["key_hash"]) is not None
+
     def begin(self, key: str, fingerprint: str, owner: str, begin: Callable[..., Record]) -> Record | Batch:
         """Record a new batch, or return the one that was made with the same key.
 
@@ -92,22 +97,28 @@ class Idempotency:
         raise IdempotencyInProgress
 
     def _first_answer(self, hashed: str, fingerprint: str) -> Batch | None:
-        """Return the first answer; None if the key is free, or has just got its answer: then look again."""
+        """Return the first answer; None if the key is free or its state has just changed: look again."""
         used = self._keys.find(hashed)
         if used is None:
             return None
         record = self._batches.by_uid(used.batch_uid)
         other = used.fingerprint != fingerprint
-        if record is not None and record.state != "accepted" and not (other and record.state != "failed"):
-            # One that was not there is looked for once more, before another is made and paid for.
+        if (
+            record is not None
+            and record.state not in ("accepted", "queued", "split")
+            and not (other and record.state != "failed")
+        ):
+            # A batch that was not found is searched for once more before a second one is made and paid for.
             record = self._reconciler.settled(record)
-        if record is None or record.state == "failed":
+        if record is None or (record.state == "failed" and record.input_file is None):
             self._keys.forget(used)
             return None
         if other:
             raise IdempotencyMismatch
+        if record.is_queued:
+            return record.shown(record.last_seen())
         if used.answer is not None:
-            return Batch.from_dict(used.answer, record.provider)
+            return record.shown(Batch.from_dict(used.answer, record.provider))
         if record.state == "accepted":
             return None
         if is_submitting(record):

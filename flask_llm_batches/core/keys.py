@@ -23,7 +23,7 @@ class Keys:
         """Create a key of 256 random bits and return it. Only its hash is stored.
 
         Raises:
-            ValueError: ``owner`` is no owner's name.
+            ValueError: ``owner`` is not a valid name.
         """
         Principal(owner, admin)
         key = PREFIX + secrets.token_urlsafe(32)
@@ -33,7 +33,7 @@ class Keys:
     def verify(self, key: str) -> Principal | None:
         """Return the ``Principal`` of a key; None if it is not one of ours, or is revoked.
 
-        The hash is what is looked up, so how long that takes tells nothing about the key.
+        Keys are looked up by their hash, so the time of the look-up reveals nothing about the key.
         """
         if not key.startswith(PREFIX):
             return None
@@ -43,7 +43,7 @@ class Keys:
         return Principal(found.owner, found.admin)
 
     def list(self) -> list[ApiKey]:
-        """Return all keys, also revoked ones, oldest first."""
+        """Return all keys, oldest first, including revoked ones."""
         return self._keys.every()
 
     def revoke(self, key_id: int) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.adoption import Adopter
 from flask_llm_batches.core.archive import Archive
+from flask_llm_batches.core.checkup import Checkup, Finding
+from flask_llm_batches.core.files import Files
 from flask_llm_batches.core.lookup import Lookup
 from flask_llm_batches.core.reconcile import Reconciler, Settled
-from flask_llm_batches.core.spool import sweep
+from flask_llm_batches.core.temporary import sweep
 from flask_llm_batches.core.webhooks import Events
 from flask_llm_batches.core.worker.deliver import Deliver
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.tick import Ticker
 from flask_llm_batches.storage.storage import Storage
+from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.deliveries import Deliveries
 from flask_llm_batches.store.models import SetAside, Webhook
 from flask_llm_batches.store.purge import Purge
@@ -27,8 +30,11 @@ class Operations:
     """The calls that are about all batches of an app, whoever owns them. ``Service`` has them, too."""
 
     settings: Settings
+    files: Files
     _adopter: Adopter
     _archive: Archive
+    _batches: Batches
+    _checkup: Checkup
     _deliver: Deliver
     _deliveries: Deliveries
     _events: Events
@@ -39,6 +45,14 @@ class Operations:
     _storage: Storage
     _ticker: Ticker
     _webhooks: Webhooks
+
+    def checkup(self, *, live: bool = False) -> Iterator[Finding]:
+        """Look at everything that batches need, one thing after the other, and yield what was found out.
+
+        Args:
+            live: Whether to call every provider, too, which costs nothing.
+        """
+        return self._checkup.findings(live=live)
 
     def reconcile(self, *, older_than: float | None = None) -> Sequence[Settled]:
         """Look for all unsettled batches at their providers now, and delete files that crashes left.
@@ -51,6 +65,7 @@ class Operations:
         silent = self.settings.transfer_timeout + 60
         sweep(self.settings.spool_dir, older_than=silent)
         self._storage.sweep(older_than=silent)
+        self.files.delete_expired()
         return settled
 
     def purge(self, *, before: int, usage: bool = False, dry_run: bool = False) -> int:
@@ -58,7 +73,7 @@ class Operations:
 
         Their archived results are deleted, their ``Idempotency-Key``s can be used again, and only an admin
         can still read what the provider has of them. Sums of the usage include them, unless their usage is
-        deleted, too.
+        deleted, too. Input files of that time that no batch waits for are deleted as well.
 
         Args:
             before: Unix seconds.
@@ -76,6 +91,8 @@ class Operations:
                 self._archive.delete(uid)
             self._purge.delete(uids, usage=usage)
             deleted += len(uids)
+        self._purge.expire_inputs(before=before)
+        self.files.delete_expired()
         return deleted
 
     def tick(self, *, budget: float | None = None, worker: str | None = None) -> int:
@@ -83,10 +100,12 @@ class Operations:
 
         Args:
             budget: Seconds after which no further step begins; None for no limit.
-            worker: The name of a worker, which is recorded to be alive. For a caller that ticks all the time.
+            worker: The name of a worker, which is recorded to be alive. Only for a caller that ticks
+                regularly.
         """
         if worker is not None:
             self._runner.seen(worker)
+        self.files.delete_expired()
         return self._ticker.tick(budget=budget, stop=lambda: False)
 
     def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:
@@ -108,15 +127,23 @@ class Operations:
         uid = None if batch_id is None else self._lookup.record_of(batch_id).uid
         return self._deliveries.all_set_aside(batch_uid=uid, limit=limit)
 
-    def deliver_again(self, batch_id: str) -> tuple[int, int]:
+    def shown_ids(self, uids: Iterable[str]) -> Mapping[str, str]:
+        """Return the ids that callers know batches by, for our own ids of them."""
+        return {record.uid: record.shown_id for record in self._batches.by_uids(set(uids))}
+
+    def deliver_again(self, batch_id: str, *, limit: int = 100_000) -> tuple[int, int]:
         """Deliver the rows of a batch again that were set aside, one by one.
+
+        Args:
+            batch_id: The id.
+            limit: The most rows to deliver, oldest first.
 
         Returns:
             How many were delivered, and how many are still refused.
         """
         record = self._lookup.record_of(batch_id)
-        rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=100_000)
-        done = sum(self._deliver.again(record, row) for row in rows)
+        rows = self._deliveries.all_set_aside(batch_uid=record.uid, limit=limit)
+        done = self._deliver.again(record, rows)
         return done, len(rows) - done
 
     def sent_webhooks(self, *, batch_id: str | None = None, limit: int = 1000) -> Sequence[Webhook]:
@@ -134,7 +161,7 @@ class Operations:
         return self._webhooks.again(self._lookup.record_of(batch_id).uid)
 
     def receive_event(self, provider: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Take a webhook of a provider, after which a worker looks at its batch next.
+        """Take a webhook of a provider: a worker then looks at its batch at once.
 
         Args:
             provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
@@ -157,8 +184,8 @@ class Operations:
             batch_id: The provider's id.
 
         Raises:
-            AdoptionRefused: The batch is recorded for somebody, has another number of requests, or the
-                unsettled one is none.
+            AdoptionRefused: The batch is recorded for somebody, has another number of requests, or ``uid`` is
+                not that of an unsettled batch.
             BatchNotFound: The provider has no such batch.
         """
         return self._adopter.adopt(uid, batch_id)

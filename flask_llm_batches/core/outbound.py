@@ -1,4 +1,4 @@
-"""Posts to URLs of others, and to public addresses only."""
+"""Posts to URLs of other servers, at public addresses only."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def is_public(address: str) -> bool:
     """Return whether an IP address is that of a host in the public internet.
 
     Args:
-        address: IPv4 or IPv6. Of IPv6 addresses that stand for an IPv4 address, that one counts.
+        address: IPv4 or IPv6. If an IPv6 address contains an IPv4 address, the IPv4 address decides.
     """
     ip = ip_address(address)
     if ip.version == 6:
@@ -117,7 +117,7 @@ class _Network(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection that ends at a time, however slowly the other side sends."""
+    """A connection with a deadline, however slowly the other side sends."""
 
     def __init__(self, stream: httpcore.NetworkStream, ends_at: float) -> None:
         self._stream = stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
@@ -22,11 +22,11 @@ _PRICE_LISTS = {
 }
 _BATCH = {"processing": "batch"}
 
-# Where these have no rate of their own, they cost what other input does.
+# Tokens of these kinds that have no rate of their own cost as much as other input.
 _AS_INPUT = ("cache_read_mtok", "cache_write_mtok")
 
 _NANO = Decimal("1e-9")
-_MOST = 10**9  # what costs more dollars was made up by its provider; billionths of it fit into 64 bits
+_MOST = 10**9  # a higher cost is invented by the provider; billionths of this one fit into 64 bits
 
 
 def cost(
@@ -52,7 +52,7 @@ def cost(
             try:
                 price = _price(used, kind=kind, model=name or model, at=datetime.fromtimestamp(at, UTC))
             except Exception as error:
-                # A batch without a price has results all the same.
+                # Results are returned even if their price is not known.
                 logger.warning(
                     "no price of %r at %s", name or model, kind, exc_info=not isinstance(error, LookupError)
                 )
@@ -63,7 +63,40 @@ def cost(
     return total.quantize(_NANO) if total < _MOST else None
 
 
-def _price(used: Consumed, *, kind: str, model: str, at: datetime) -> Decimal | None:
+def estimate(*, kind: str, model: str, requests: int, tokens: int) -> tuple[Decimal | None, Decimal | None]:
+    """Return what prompts cost today at a provider's batch rates, and at its standard rates.
+
+    Args:
+        kind: any-llm's name of the provider.
+        model: The model.
+        requests: How many requests there are.
+        tokens: How many tokens their prompts have.
+
+    Returns:
+        US dollars, to a billionth; None where a rate is not known.
+    """
+    used = Consumed(requests, prompt=tokens)
+    now = datetime.now(UTC)
+    rates = []
+    for context in (_BATCH, {}):
+        try:
+            price = _price(used, kind=kind, model=model, at=now, context=context)
+        except Exception as error:
+            logger.warning("no price of %r at %s", model, kind, exc_info=not isinstance(error, LookupError))
+            return None, None
+        rates.append(None if price is None or price >= _MOST else price.quantize(_NANO))
+    return rates[0], rates[1]
+
+
+def total(costs: Iterable[Decimal | None]) -> Decimal | None:
+    """Return the sum of costs; None if one is not known."""
+    known = list(costs)
+    return None if None in known else sum((one for one in known if one is not None), Decimal(0))
+
+
+def _price(
+    used: Consumed, *, kind: str, model: str, at: datetime, context: Mapping[str, str] = _BATCH
+) -> Decimal | None:
     from genai_prices import Usage, calc_price
     from genai_prices.types import ModelPrice
 
@@ -71,7 +104,7 @@ def _price(used: Consumed, *, kind: str, model: str, at: datetime) -> Decimal | 
         with localcontext(rounding=rounding):
             return Decimal(tokens) / used.requests
 
-    # Of one request, as its rates may depend on how long its prompt is. The parts are no more than the whole.
+    # Per request, as rates may depend on the length of its prompt. No part may exceed the whole.
     usage = Usage(
         input_tokens=mean(used.prompt, ROUND_CEILING),
         cache_read_tokens=mean(used.cached),
@@ -84,10 +117,12 @@ def _price(used: Consumed, *, kind: str, model: str, at: datetime) -> Decimal | 
         model,
         provider_id=_PRICE_LISTS.get(kind, kind),
         genai_request_timestamp=at,
-        price_context=_BATCH,
+        price_context=dict(context),
     )
-    # calc_price takes the standard rate, without a word, where there is no batch rate.
+    # If there is no batch rate, calc_price uses the standard rate and does not say so.
     taken = found.model_price
+    if not context:
+        return found.total_price * used.requests
     batch_rates = replace(found.model, prices=ModelPrice()).get_prices(at, _BATCH)
     for name, number in (
         ("input_mtok", used.prompt - used.cached - used.written),

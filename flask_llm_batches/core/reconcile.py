@@ -21,17 +21,17 @@ from flask_llm_batches.core.search import Walk
 from flask_llm_batches.errors import LLMBatchesError
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
-from flask_llm_batches.store.batches import SETTLED, Batches
+from flask_llm_batches.store.batches import UNSETTLED_STATES, Batches
 from flask_llm_batches.store.models import Record
 from flask_llm_batches.store.searches import Searches
 
 logger = get_logger(__name__)
 
 FRESH = 2
-"""Seconds in which a provider is not asked again after what a list or a look-up asked for."""
+"""Seconds for which a provider's answer to a list or a look-up counts as fresh."""
 
 GRACE = 120
-"""Seconds that a provider has to list a batch, whatever else is asked for."""
+"""The least number of seconds that a provider gets to list a batch."""
 
 # A batch that is not there yet is looked for again after this share of the time that it has been missing.
 _PATIENCE = 0.1
@@ -80,13 +80,13 @@ class Reconciler:
 
     def settled(self, record: Record) -> Record:
         """Look for a batch if a search is due, and return its record."""
-        if record.state != "accepted" and not is_submitting(record):
+        if record.state not in ("accepted", "queued", "split") and not is_submitting(record):
             self._search_if_due(record.provider, [record])
         return self._batches.by_uid(record.uid) or record
 
     def retry_after(self, record: Record) -> int:
         """Return the seconds until an unsettled batch is looked for again."""
-        if is_submitting(record):
+        if record.state == "queued" or is_submitting(record):
             return FRESH
         due = self._due(record, self._searches.searched_at(record.provider))
         return max(FRESH, math.ceil(due - time.time()))
@@ -180,7 +180,8 @@ class Reconciler:
                     candidates[uid] += [batch.id for batch in unmarked if may_be(record, batch)]
         for uid, record in missing.items() if walk.complete else ():
             given_up_at = record.lease_until or record.created_at
-            if given_up_at <= given_up_before and not candidates[uid] and record.state not in SETTLED:
+            is_unsettled = record.state in UNSETTLED_STATES
+            if given_up_at <= given_up_before and not candidates[uid] and is_unsettled:
                 self._batches.not_there(record)
         return candidates
 

@@ -21,15 +21,19 @@ from flask_llm_batches.jsonl import split_lines
 from flask_llm_batches.untrusted import SMALL, TooMany, check_text, is_longer, read_object, size
 
 MAX_ERRORS = 50
-"""So many wrong requests are named; of the rest, how many there are."""
+"""The most wrong requests that are named. The others are only counted."""
 
 LONGEST_REQUEST = 64 * 1024 * 1024
 """The most bytes of a request: OpenAI takes 50 MB of pictures, Anthropic 32 MB in all."""
 
 MAX_CUSTOM_ID_LENGTH = 512
 
+INVALID_LINE, MISSING = "invalid_json_line", "missing_required_parameter"
+"""Codes of OpenAI for a line of an input file."""
+
 _LONGEST_NAME = 100  # of a parameter, in an answer
 _CHUNK = 1 << 16
+_GZIP = b"\x1f\x8b"
 _MAX_BLANK = 100_000  # 200 MB of them would keep a thread busy for half a minute
 
 Requests = msgspec.Raw | bytes | Path | IO[bytes] | Iterable[Mapping[str, Any] | bytes]
@@ -38,12 +42,15 @@ open for reading bytes, or lines of bytes; or the bytes of a JSON array."""
 
 
 class WrongRequest(Exception):
-    """A request that cannot be submitted."""
+    """A request that cannot be submitted. Its ``code`` is OpenAI's for it."""
 
-    def __init__(self, message: str, *path: str | int, unsupported: bool = False) -> None:
+    def __init__(
+        self, message: str, *path: str | int, code: str = "invalid_request", unsupported: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.code = code
         self.unsupported = unsupported
 
 
@@ -57,7 +64,7 @@ class Request(msgspec.Struct, gc=False):
 
 
 class _Large(msgspec.Struct, gc=False):
-    """A request whose body is to be counted before it is decoded."""
+    """A request whose body must be measured before it is decoded."""
 
     custom_id: str
     body: msgspec.Raw
@@ -86,35 +93,48 @@ class Incoming:
     Attributes:
         place: ``requests``, which count from 0, or ``lines``, which count from 1 as editors do.
         is_json: Whether they are an array of a body over HTTP.
+        limit: The argument.
 
     Raises:
-        ValidationFailed: They are nothing of the kind, or an array that is too long.
+        ValidationFailed: They have another type, or their array is too long.
     """
 
     def __init__(self, requests: Requests, *, limit: int) -> None:
         self.place = "requests"
         self.is_json = isinstance(requests, msgspec.Raw)
-        self._limit = limit
+        self.limit = limit
         self._items = self._numbered(requests)
 
     def __iter__(self) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
         """Yield the number and the bytes of each request, or the error in it."""
         return self._items
 
-    def first_model(self) -> str | None:
-        """Return the model that the first request names; None if it names none."""
-        first = next(self._items, None)
-        if first is None:
-            return None
-        self._items = chain([first], self._items)
-        try:
-            return _decode_string(checked(first[1]).body["model"])
-        except (WrongRequest, KeyError, msgspec.DecodeError):
-            return None
+    def first_model(self, *, of_first: int = 1) -> tuple[int, str] | None:
+        """Return the first model that one of the first requests names, with the number of the request.
 
-    def too_many(self, limit: int, whose: str) -> ValidationFailed:
-        """Return the error for more requests than a limit."""
-        return ValidationFailed.of(f"Longer than maximum length {limit}, the limit {whose}.", self.place)
+        Args:
+            of_first: The most requests to look at. After 1 MiB, no further one is.
+        """
+        seen: list[tuple[int, msgspec.Raw | WrongRequest]] = []
+        room = SMALL
+        found = None
+        while found is None and len(seen) < of_first and room > 0:
+            item = next(self._items, None)
+            if item is None:
+                break
+            seen.append(item)
+            number, content = item
+            try:
+                found = number, _decode_string(checked(content).body["model"])
+            except (WrongRequest, KeyError, msgspec.DecodeError):
+                room -= 0 if isinstance(content, WrongRequest) else size(content)
+        self._items = chain(seen, self._items)
+        return found
+
+    def too_many(self) -> ValidationFailed:
+        """Return the error for more requests than this server takes."""
+        message = f"Longer than maximum length {self.limit}, the limit of this server."
+        return ValidationFailed([Problem((self.place,), message, "too_many_tasks")])
 
     def _numbered(self, requests: Any) -> Iterator[tuple[int, msgspec.Raw | WrongRequest]]:
         if isinstance(requests, (bytes, bytearray)) and requests.lstrip()[:1] == b"[":
@@ -140,8 +160,8 @@ class Incoming:
         )
 
     def _array(self, array: msgspec.Raw) -> list[msgspec.Raw]:
-        if is_longer(array, self._limit):
-            raise self.too_many(self._limit, "of this server")
+        if is_longer(array, self.limit):
+            raise self.too_many()
         try:
             return msgspec.json.decode(array, type=list[msgspec.Raw])
         except (msgspec.DecodeError, RecursionError) as error:
@@ -156,6 +176,9 @@ class Incoming:
         for number, line in enumerate(lines, 1):
             # Some editors and shells begin files with a byte order mark.
             content = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if number == 1 and line.startswith(_GZIP):
+                packed = "Packed with gzip: unpack it, or send it with Content-Encoding: gzip."
+                raise ValidationFailed([Problem(("lines", 1), packed, INVALID_LINE)])
             if content and not content.isspace():
                 yield number, msgspec.Raw(content)
                 continue
@@ -193,7 +216,7 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
     """Return the parts of a request.
 
     Raises:
-        WrongRequest: It is none.
+        WrongRequest: It cannot be submitted.
     """
     if isinstance(content, WrongRequest):
         raise content
@@ -204,13 +227,14 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
         check_text(content)
         request: Request = _decode(content) if length <= SMALL else _read_large(content)
     except UnicodeDecodeError as error:
-        raise WrongRequest(f"Not valid UTF-8: {error.reason} at byte {error.start}.") from None
+        reason = f"Not valid UTF-8: {error.reason} at byte {error.start}."
+        raise WrongRequest(reason, code=INVALID_LINE) from None
     except msgspec.ValidationError:
         raise _what_is_wrong(content) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise _broken(error) from None
     if not request.custom_id:
-        raise WrongRequest("Shorter than minimum length 1.", "custom_id")
+        raise WrongRequest("Shorter than minimum length 1.", "custom_id", code=MISSING)
     if len(request.custom_id) > MAX_CUSTOM_ID_LENGTH:
         raise WrongRequest(f"Longer than maximum length {MAX_CUSTOM_ID_LENGTH}.", "custom_id")
     return request
@@ -226,7 +250,7 @@ def _read_large(content: msgspec.Raw) -> Request:
 
 
 def _broken(error: Exception) -> WrongRequest:
-    return WrongRequest(f"Not valid JSON: {error}.")
+    return WrongRequest(f"Not valid JSON: {error}.", code=INVALID_LINE)
 
 
 def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
@@ -234,15 +258,15 @@ def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
     try:
         fields: _Fields = _decode_fields(content)
     except msgspec.ValidationError:
-        return WrongRequest("Not a valid mapping type.")
+        return WrongRequest("Not a valid mapping type.", code=INVALID_LINE)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _broken(error)
     if fields.custom_id is msgspec.UNSET:
-        return WrongRequest(REQUIRED, "custom_id")
+        return WrongRequest(REQUIRED, "custom_id", code=MISSING)
     if bytes(memoryview(fields.custom_id)[:1]) != b'"':
         return WrongRequest("Not a valid string.", "custom_id")
     if fields.body is msgspec.UNSET:
-        return WrongRequest(REQUIRED, "body")
+        return WrongRequest(REQUIRED, "body", code=MISSING)
     return WrongRequest("Not a valid mapping type.", "body")
 
 
@@ -261,7 +285,7 @@ class Problems:
         self._all_unsupported &= problem.unsupported
         if self.count <= MAX_ERRORS:
             path = (step if isinstance(step, int) else step[:_LONGEST_NAME] for step in problem.path)
-            self._named.append(Problem((self._place, number, *path), problem.message))
+            self._named.append(Problem((self._place, number, *path), problem.message, problem.code))
 
     def raise_if_any(self) -> None:
         """Raise an error if there are any.

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain, count
 from typing import Any, Literal
 
 from flask import Flask, current_app
 
-from flask_llm_batches.batch import MISSING, NOT_EXECUTED, TOO_LARGE, UNREADABLE, Batch, Row
+from flask_llm_batches.batch import MISSING, NOT_EXECUTED, Batch, Row
 from flask_llm_batches.core.archive import Archive
-from flask_llm_batches.core.counting import TokenCount
+from flask_llm_batches.core.lookup import Lookup
+from flask_llm_batches.core.merged import count_replaced
+from flask_llm_batches.core.parts import Parts
 from flask_llm_batches.core.prices import cost
-from flask_llm_batches.errors import ProviderFailed
+from flask_llm_batches.core.rows import Counts, DamagedRows, Groups, each_once, failure_of, without
+from flask_llm_batches.errors import BatchNotFound, ProviderFailed, ResultsGone
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.signals import send, usage_recorded
 from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.manifests import Manifests
 from flask_llm_batches.store.models import Record
+from flask_llm_batches.store.usage import Used
 
 logger = get_logger(__name__)
 
 BEAT = 0.4
 """Seconds without a row after which a reader gets None, and can check whether its caller is there."""
-
-Groups = Iterator[Sequence[Row] | None]
-"""Rows in groups as they come, and None whenever none came for a while."""
-
-_LEFT_OUT = 1_000_000  # a provider that sends more rows of no request may never end
 
 
 class Results:
@@ -44,7 +43,7 @@ class Results:
         keep_waiting: Called whenever no row came for a while: whether to keep waiting for the first one.
 
     Raises:
-        LLMBatchesError: The provider failed; when reading, too.
+        LLMBatchesError: The provider failed, now or while the rows are read.
     """
 
     def __init__(
@@ -85,8 +84,16 @@ class ResultReader:
     """Reads the results of one app's batches."""
 
     def __init__(
-        self, batches: Batches, manifests: Manifests, providers: Providers, archive: Archive
+        self,
+        batches: Batches,
+        manifests: Manifests,
+        providers: Providers,
+        archive: Archive,
+        lookup: Lookup,
+        parts: Parts,
     ) -> None:
+        self._lookup = lookup
+        self._parts = parts
         self._batches = batches
         self._manifests = manifests
         self._providers = providers
@@ -104,9 +111,10 @@ class ResultReader:
         """Read the results of a batch that has ended, from the archive if they are in it."""
         if record is not None and record.archived_at is not None:
             return Results(self._archive.rows(record), status=status, keep_waiting=keep_waiting)
-        groups = self._complete(self._providers.rows(batch, beat=BEAT), record, batch)
-        if record is not None and record.accounted_at is None:
-            groups = self._accounted(groups, record, batch, requested_by)
+        if record is None or record.accounted_at is not None:
+            return Results(self._rows(batch, record), status=status, keep_waiting=keep_waiting)
+        counts = Counts()
+        groups = self._accounted(self._rows(batch, record, counts), counts, record, batch, requested_by)
         return Results(groups, status=status, keep_waiting=keep_waiting)
 
     def archive(self, record: Record, batch: Batch, *, keep: bool) -> int:
@@ -123,39 +131,128 @@ class ResultReader:
         Raises:
             DamagedRows: Rows are damaged, and may be whole later.
         """
-        ends: list[tuple[TokenCount, int, int]] = []
-        groups = accounted(
-            self._complete(self._providers.rows(batch, beat=BEAT), record, batch),
-            lambda *end: ends.append(end),
+        counts = Counts()
+        self._write(record, self._rows(batch, record, counts), counts, batch, keep=keep)
+        if record.accounted_at is None:
+            self._account(record, counts, requested_by=record.owner)
+        if keep:
+            self._batches.set_archived(record, at=int(time.time()))
+        if record.state == "split":
+            self._parts.expire_archives(record)
+        return counts.rows
+
+    def archive_part(self, part: Record, batch: Batch) -> tuple[int, Sequence[str]]:
+        """Read the rows of a part into the archive.
+
+        Returns:
+            How many of them have failed, and the ``custom_id``s of those that may succeed in another part.
+
+        Raises:
+            DamagedRows: Rows are damaged, and may be whole later.
+        """
+        counts = Counts()
+        retryable: list[str] = []
+
+        def noted(groups: Groups) -> Groups:
+            for group in groups:
+                retryable.extend(row.custom_id for row in group or () if row.error and row.error.retryable)
+                yield group
+
+        groups = noted(
+            counts.counted(
+                self._complete(self._providers.rows(batch, beat=BEAT), part, batch), part.provider, part.model
+            )
         )
+        self._write(part, groups, counts, batch, keep=True)
+        return counts.failed, retryable
+
+    def _write(self, record: Record, groups: Groups, counts: Counts, batch: Batch, *, keep: bool) -> None:
         with self._archive.write(record) if keep else nullcontext(_drop) as add:
             for group in groups:
                 add(group or ())
-            ((counted, rows, damaged),) = ends
-            if damaged and not batch.settled:
-                raise DamagedRows(f"{damaged} rows are damaged")
-        if record.accounted_at is None:
-            self._account(record, counted, rows, requested_by=record.owner)
-        if keep:
-            self._batches.set_archived(record, at=int(time.time()))
-        return rows
+            if counts.damaged and not batch.settled:
+                raise DamagedRows(f"{counts.damaged} rows are damaged")
 
     def delete_archive(self, record: Record) -> None:
         """Delete the results of a batch from the archive."""
         self._batches.set_archived(record, at=None)
         self._archive.delete(record.uid)
 
-    def _complete(self, groups: Groups, record: Record | None, batch: Batch) -> Groups:
+    def _rows(self, batch: Batch, record: Record | None, counts: Counts | None = None) -> Groups:
+        """Return the rows of a batch that is not in the archive, or of its parts, and count them."""
+        if record is not None and record.state == "split":
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
+            return self._merged(app, self._parts.of(record), counts)
+        groups = self._complete(self._providers.rows(batch, beat=BEAT), record, batch)
+        return (
+            groups
+            if counts is None or record is None
+            else counts.counted(groups, record.provider, record.model)
+        )
+
+    def _merged(self, app: Flask, parts: Sequence[Record], counts: Counts | None) -> Groups:
+        """Yield the rows of parts. If several parts have a request, the last one counts."""
+        taken_over = count_replaced(parts)
+        later: dict[str, list[Record]] = {}
+        for part in parts:
+            if part.replaces is not None:
+                later.setdefault(part.replaces, []).append(part)
+        for part in parts:
+            if taken_over[part.uid] >= part.requests:
+                continue
+            replaced = {
+                hash(custom_id)
+                for other in later.get(part.uid, ())
+                for ids in self._custom_ids(app, other)
+                for custom_id in ids
+            }
+            groups = without(self._rows_of(app, part), replaced)
+            yield from groups if counts is None else counts.counted(groups, part.provider, part.model)
+
+    def _rows_of(self, app: Flask, part: Record) -> Groups:
+        """Return the rows of a part that has ended."""
+        if part.archived_at is not None:
+            with app.app_context():
+                return self._archive.rows(part)
+        batch = part.last_seen()
+        if part.batch_id is None or batch.status == "failed":
+            error = NOT_EXECUTED.get(batch.status) or failure_of(batch)
+            return ([Row(id_, error=error) for id_ in ids] for ids in self._custom_ids(app, part))
+        return self._rows_there(app, part)
+
+    def _rows_there(self, app: Flask, part: Record) -> Groups:
+        """Yield the rows that the provider of a part has. If it lost them, they are missing."""
+        begun = False
+        try:
+            with app.app_context():
+                batch = self._lookup.refresh(part)
+                groups = self._complete(self._providers.rows(batch, beat=BEAT), part, batch)
+            for group in groups:
+                begun = begun or bool(group)
+                yield group
+        except BatchNotFound:  # providers answer so for a moment, too: nothing is lost yet
+            raise ProviderFailed("LLM provider error") from None
+        except ResultsGone as error:
+            if begun:
+                raise
+            logger.warning("the results of a part of batch %s are gone: %r", part.part_of, str(error))
+            for ids in self._custom_ids(app, part):
+                yield [Row(custom_id, error=MISSING) for custom_id in ids]
+
+    def _custom_ids(self, app: Flask, record: Record) -> Iterator[Sequence[str]]:
         # Rows are read after the request and its context have ended, so each query has a context of its own.
+        for part in count():
+            with app.app_context():
+                ids = self._manifests.custom_ids(record.uid, part)
+            if not ids:
+                return
+            yield ids
+
+    def _complete(self, groups: Groups, record: Record | None, batch: Batch) -> Groups:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
 
         def custom_ids() -> Iterator[Sequence[str]]:
-            for part in count():
-                with app.app_context():
-                    ids = self._manifests.custom_ids(record.uid, part) if record is not None else ()
-                if not ids:
-                    return
-                yield ids
+            return iter(()) if record is None else self._custom_ids(app, record)
 
         adapter = self._providers.adapter_of(batch.provider)
         promised = adapter.promised(batch)
@@ -164,134 +261,46 @@ class ResultReader:
             promised = 0, record.requests  # without counts, a download that was cut looks like any other
         return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
 
-    def _accounted(self, groups: Groups, record: Record, batch: Batch, requested_by: str) -> Groups:
+    def _accounted(
+        self, groups: Groups, counts: Counts, record: Record, batch: Batch, requested_by: str
+    ) -> Groups:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
 
-        def try_to_account(counted: TokenCount, rows: int, damaged: int) -> None:
-            if damaged and not batch.settled:
-                logger.warning("batch %r: not accounted for yet, as %d rows are damaged", batch.id, damaged)
+        def then_account() -> Groups:
+            yield from groups
+            if counts.damaged and not batch.settled:
+                logger.warning(
+                    "batch %r: not accounted for yet, as %d rows are damaged", batch.id, counts.damaged
+                )
                 return
             try:
                 with app.app_context():
-                    self._account(record, counted, rows, requested_by=requested_by)
+                    self._account(record, counts, requested_by=requested_by)
             except Exception:
-                # The rows are complete, and must end so. The next reader accounts for them.
+                # All rows were sent, so the response ends normally. The next reader accounts for them.
                 logger.exception("batch %r: its results are not accounted for yet", batch.id)
 
-        return accounted(groups, try_to_account)
+        return then_account()
 
-    def _account(self, record: Record, counted: TokenCount, rows: int, *, requested_by: str) -> None:
-        kind = self._providers.kind_of(record.provider)
-        price = cost(counted.models, kind=kind, model=record.model, at=record.created_at)
-        usage = self._batches.account(
-            record, counted.tokens, requested_by=requested_by, rows=rows, cost=price
-        )
-        if usage is not None:
+    def _account(self, record: Record, counts: Counts, *, requested_by: str) -> None:
+        used = [
+            Used(
+                provider,
+                model,
+                counted.rows,
+                counted.tokens.tokens,
+                cost(
+                    counted.tokens.models,
+                    kind=self._providers.kind_of(provider),
+                    model=model,
+                    at=record.created_at,
+                ),
+            )
+            for (provider, model), counted in counts.of.items()
+        ]
+        for usage in self._batches.account(record, used, requested_by=requested_by, failed=counts.failed):
             send(usage_recorded, usage=usage)
 
 
 def _drop(_rows: Sequence[Row]) -> None:
     """Keep no rows."""
-
-
-class DamagedRows(Exception):
-    """Rows that are damaged may be whole when they are read later."""
-
-
-class _Counter:
-    """Counts the rows of a batch.
-
-    Args:
-        awaited: The hashes of the ``custom_id``s that have no row yet; empty if they are not known.
-    """
-
-    def __init__(self, awaited: set[int]) -> None:
-        self.awaited = awaited
-        self.rows = self.failed = self.damaged = self.left_out = 0
-        self._known = bool(awaited)
-
-    def take(self, group: Sequence[Row]) -> Sequence[Row]:
-        """Count rows, and return those that are the first of a request."""
-        rows: list[Row] = []
-        for row in group:
-            if self._known:
-                try:
-                    self.awaited.remove(hash(row.custom_id))
-                except KeyError:
-                    self.left_out += 1
-                    self.damaged += row.error is UNREADABLE
-                    continue
-            rows.append(row)
-            if row.error is not None and row.error not in _RESULTS:
-                self.failed += 1
-        self.rows += len(rows)
-        return rows
-
-    def lacks(self, promised: tuple[int, int]) -> int:
-        """Return how many of the rows that the provider counted are missing."""
-        results, rows = promised
-        return max(0, results - (self.rows - self.failed), rows - self.rows)
-
-
-# The errors of rows that may have had a result.
-_RESULTS = (UNREADABLE, TOO_LARGE)
-
-
-def each_once(
-    groups: Groups,
-    *,
-    batch: Batch,
-    promised: tuple[int, int],
-    parts: Callable[[], Iterable[Sequence[str]]],
-) -> Groups:
-    """Yield exactly one row for every request.
-
-    Args:
-        groups: The provider's rows, in any order; some may be missing, and some may come twice.
-        batch: Their batch.
-        promised: The number of results, and the number of rows, that the provider has counted.
-        parts: Returns all ``custom_id``s of the batch, some at a time; nothing if they are not known.
-
-    Raises:
-        ProviderFailed: There are fewer: the download broke off without an error.
-    """
-    awaited = {hash(custom_id) for part in parts() for custom_id in part}
-    known = bool(awaited)
-    counter = _Counter(awaited)
-    for group in groups:
-        yield None if group is None else counter.take(group)
-        if counter.left_out > _LEFT_OUT:
-            logger.warning("batch %r: more than %d rows are of no request of it", batch.id, _LEFT_OUT)
-            raise ProviderFailed("LLM provider error")
-    if counter.left_out:
-        logger.warning(
-            "batch %r: %d rows are left out: of no request of it, or of one that has its row already",
-            batch.id,
-            counter.left_out,
-        )
-    if known and not awaited:
-        return
-    lacking = counter.lacks(promised)
-    if lacking > counter.damaged:  # one that has lost its custom_id is there all the same
-        logger.warning("batch %r: the download broke off, %d rows before its end", batch.id, lacking)
-        raise ProviderFailed("LLM provider error")
-    error = UNREADABLE if lacking else NOT_EXECUTED.get(batch.status, MISSING)
-    for part in parts():
-        yield [Row(custom_id, error=error) for custom_id in part if hash(custom_id) in awaited]
-
-
-def accounted(groups: Groups, account: Callable[[TokenCount, int, int], None]) -> Groups:
-    """Yield the groups, and account for their rows after the last one.
-
-    ``account`` is called with their tokens, their number, and the number of damaged ones.
-    """
-    counted, rows, damaged = TokenCount(), 0, 0
-    for group in groups:
-        for row in group or ():
-            rows += 1
-            if row.result is not None:
-                counted.add(row.result)
-            else:
-                damaged += row.error is UNREADABLE
-        yield group
-    account(counted, rows, damaged)

@@ -28,7 +28,7 @@ class Walk:
 
     Attributes:
         complete: Whether the walk came to the end of the list, or to where all batches are a good deal older
-            than ``back_to``. It is not if the provider's list is endless, or goes round in circles.
+            than ``back_to``. False if the provider's list is endless or repeats itself.
     """
 
     def __init__(self, providers: Providers, provider: str, *, back_to: float) -> None:
@@ -52,7 +52,7 @@ class Walk:
             new = [batch for batch in page.batches if hash(batch.id) not in seen]
             seen.update(hash(batch.id) for batch in new)
             yield new
-            # A single old batch may be anywhere in the list.
+            # A single old batch proves nothing: lists may be out of order.
             old = old + len(new) if all(batch.created_at < self._too_old for batch in new) else 0
             if not page.has_more or old >= _PAGE:
                 self.complete = True

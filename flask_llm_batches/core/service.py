@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.adoption import Adopter
 from flask_llm_batches.core.archive import Archive
-from flask_llm_batches.core.create import DEFAULT_ENDPOINT, Asked, Checked, Creator
+from flask_llm_batches.core.checkup import Checkup
+from flask_llm_batches.core.create import Creator
+from flask_llm_batches.core.detail import Detail, Details
+from flask_llm_batches.core.estimates import Estimates
+from flask_llm_batches.core.files import Files
 from flask_llm_batches.core.handlers import Handlers
 from flask_llm_batches.core.heartbeat import Heartbeat
 from flask_llm_batches.core.idempotency import Idempotency
+from flask_llm_batches.core.inspections import Inspections
 from flask_llm_batches.core.keys import Keys
+from flask_llm_batches.core.lanes import Dispatcher
+from flask_llm_batches.core.limits import Limiter
 from flask_llm_batches.core.lists import Lists
 from flask_llm_batches.core.lookup import Lookup
+from flask_llm_batches.core.models import Models
 from flask_llm_batches.core.operations import Operations
+from flask_llm_batches.core.parts import Parts
+from flask_llm_batches.core.queue import FileBatches
 from flask_llm_batches.core.reconcile import Reconciler
-from flask_llm_batches.core.requests import Incoming, Requests
 from flask_llm_batches.core.results import ResultReader, Results
+from flask_llm_batches.core.retry import Retrier
+from flask_llm_batches.core.sources import Sources
+from flask_llm_batches.core.submissions import Submissions
+from flask_llm_batches.core.waiting import Waiting
 from flask_llm_batches.core.webhooks import Events, Targets
 from flask_llm_batches.core.worker.alive import WorkerAlive
 from flask_llm_batches.core.worker.archive import ArchiveResults
@@ -29,9 +42,10 @@ from flask_llm_batches.core.worker.notify import Notify
 from flask_llm_batches.core.worker.refresh import Refresh
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.steps import Step
+from flask_llm_batches.core.worker.submit import Submit
 from flask_llm_batches.core.worker.tick import Ticker
 from flask_llm_batches.log import get_logger
-from flask_llm_batches.principal import Owner, Principal, owner_name, owner_or_everyone
+from flask_llm_batches.principal import Owner, owner_name, owner_or_everyone
 from flask_llm_batches.providers.adapters import Page
 from flask_llm_batches.providers.clients import Providers
 from flask_llm_batches.storage.backends import backend_at
@@ -41,9 +55,14 @@ from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.chunks import Chunks
 from flask_llm_batches.store.database import Database
 from flask_llm_batches.store.deliveries import Deliveries
+from flask_llm_batches.store.files import Files as FileRecords
+from flask_llm_batches.store.health import Health
 from flask_llm_batches.store.idempotency import IdempotencyKeys
+from flask_llm_batches.store.lanes import Lanes
 from flask_llm_batches.store.manifests import Manifests
+from flask_llm_batches.store.parts import Parts as PartRecords
 from flask_llm_batches.store.purge import Purge
+from flask_llm_batches.store.queue import Queue
 from flask_llm_batches.store.searches import Searches
 from flask_llm_batches.store.tasks import Tasks, Workers
 from flask_llm_batches.store.usage import UsageSum, UsageSums
@@ -51,10 +70,8 @@ from flask_llm_batches.store.webhooks import Webhooks
 
 logger = get_logger(__name__)
 
-NO_WORKER = "No worker is alive: on_results and webhooks need one, such as flask llm-batches worker."
 
-
-class Service(Operations):
+class Service(Submissions, Operations, Inspections):
     """The batches of one app; ``current_llm_batches`` is the current app's.
 
     Every call names the ``owner`` whose batches it is about: a string, the ``Principal`` who calls, or
@@ -64,12 +81,19 @@ class Service(Operations):
     Attributes:
         settings: The app's ``LLM_BATCHES_*``.
         keys: The built-in API keys.
+        files: The files of OpenAI's API.
+        models: The names of models that callers use.
         handlers: The functions that take results, by name.
         webhooks: The targets of webhooks, by name.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, providers: Providers, handlers: Handlers
+        self,
+        settings: Settings,
+        database: Database,
+        providers: Providers,
+        handlers: Handlers,
+        limiter: Limiter,
     ) -> None:
         self.settings = settings
         self.handlers = handlers
@@ -79,6 +103,8 @@ class Service(Operations):
         self._usage = UsageSums(database)
         self._purge = Purge(database)
         self._storage = Storage(backend_at(settings.storage, settings.spool_dir) or Chunks(database))
+        self._checkup = Checkup(settings, providers, handlers, self._storage, Health(database))
+        retention = settings.retention
         self._providers = providers
         batches, heartbeat = Batches(database), Heartbeat()
         self._adopter = Adopter(batches, providers)
@@ -86,115 +112,96 @@ class Service(Operations):
             settings, batches, Searches(database), providers, heartbeat, self._adopter
         )
         idempotency = Idempotency(IdempotencyKeys(database), batches, self._reconciler)
-        self._creator = Creator(settings, batches, providers, idempotency, heartbeat)
-        workers = Workers(database)
+        self.models = Models(settings, providers)
+        workers, queue, lanes = Workers(database), Queue(database), Lanes(database)
+        file_records = FileRecords(database)
         self._worker_alive = WorkerAlive(workers)
+        self._sources = sources = Sources(settings, self._storage, file_records, providers)
+        estimates = Estimates(providers)
+        waiting = Waiting(batches, queue, sources, self._worker_alive)
+        self._creator = Creator(
+            settings,
+            batches,
+            providers,
+            self.models,
+            idempotency,
+            heartbeat,
+            sources,
+            waiting,
+            limiter,
+            estimates,
+        )
+        part_records = PartRecords(database)
+        self._parts = Parts(
+            batches,
+            part_records,
+            queue,
+            lanes,
+            sources,
+            providers,
+            self.webhooks,
+            retention=retention,
+        )
+        self._batches = batches
         self._lookup = Lookup(
-            settings, batches, providers, self._reconciler, self._adopter, self._worker_alive
+            settings,
+            batches,
+            queue,
+            providers,
+            self._reconciler,
+            self._adopter,
+            self._parts,
+            self._worker_alive,
+            self._advance,
         )
         self._archive = Archive(self._storage)
         self._lists = Lists(batches, providers, self._reconciler, self._adopter, self._lookup)
-        self._results = ResultReader(batches, Manifests(database), providers, self._archive)
+        self._results = ResultReader(
+            batches, Manifests(database), providers, self._archive, self._lookup, self._parts
+        )
+        self.files = Files(
+            file_records, self._storage, batches, self._lookup, self._results, retention=retention
+        )
+        self._details = Details(self._lookup, batches, part_records)
+        self._retrier = Retrier(
+            self._lookup,
+            self._results,
+            self._parts,
+            sources,
+            providers,
+            batches,
+            idempotency,
+            limiter,
+            estimates,
+        )
+        self._file_batches = FileBatches(
+            self._creator,
+            batches,
+            queue,
+            self.files,
+            self.models,
+            providers,
+            idempotency,
+            waiting,
+            limiter,
+            estimates,
+            max_requests=settings.max_requests,
+        )
         self._deliveries = Deliveries(database)
-        self._deliver = Deliver(handlers, self._archive, self._deliveries, retention=settings.retention)
+        self._deliver = Deliver(handlers, self._archive, self._deliveries, retention=retention)
         self._webhooks, tasks = Webhooks(database), Tasks(database)
         self._events = Events(settings.providers, batches, tasks)
+        dispatcher = Dispatcher(self._creator, batches, queue, lanes, self._parts, sources, heartbeat)
         steps: dict[str, Step] = {
-            "refresh": Refresh(self._lookup, self._reconciler, self.webhooks),
-            "archive": ArchiveResults(self._lookup, self._results, retention=settings.retention),
+            "submit": Submit(self._file_batches, batches, dispatcher, self.webhooks),
+            "refresh": Refresh(self._lookup, self._reconciler, self._parts, self.webhooks),
+            "archive": ArchiveResults(self._lookup, self._results, self._parts, retention=retention),
             "deliver": self._deliver,
             "expire": Expire(self._results),
             "notify": Notify(self.webhooks, self._webhooks),
         }
         self._ticker = Ticker(tasks, batches, heartbeat, steps)
-        self._runner = Runner(self._ticker, workers)
-
-    def create(
-        self,
-        *,
-        owner: str | Principal,
-        requests: Requests,
-        model: str | None = None,
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        endpoint: str = DEFAULT_ENDPOINT,
-        requested_by: str | None = None,
-        idempotency_key: str | None = None,
-        on_results: str | None = None,
-        webhook: str | None = None,
-    ) -> Batch:
-        """Submit a batch, once.
-
-        Args:
-            owner: Whose the batch will be.
-            requests: A ``{"custom_id": ..., "body": {...}}`` each; or JSONL, as a ``pathlib.Path``, a file
-                that is open for reading bytes, or lines of bytes; or the bytes of a JSON array.
-            model: ``provider:model``; it goes into the body of every request, which may name no other. May
-                be left out if every request names it, as ``provider:model``.
-            completion_window: How long the provider may take.
-            metadata: At most 15 pairs, which providers with metadata keep with the batch.
-            endpoint: The endpoint that every request is for.
-            requested_by: Who asks, for the usage; the owner by default.
-            idempotency_key: A create that is repeated with the same key returns the first batch.
-            on_results: The name of a handler that a worker calls with the rows.
-            webhook: The name of a webhook in ``LLM_BATCHES_WEBHOOKS`` that a worker sends when it has ended.
-
-        Returns:
-            The batch. Its ``replayed`` is true if an earlier create with the same key made it.
-        """
-        name = owner_name(owner)
-        if idempotency_key is not None:
-            Idempotency.check(idempotency_key)
-        incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results, webhook)
-        by = owner_name(requested_by or name)
-        return self._creator.create(asked, incoming, owner=name, requested_by=by, key=idempotency_key)
-
-    def check(
-        self,
-        *,
-        owner: str | Principal,
-        requests: Requests,
-        model: str | None = None,
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        endpoint: str = DEFAULT_ENDPOINT,
-        idempotency_key: str | None = None,
-        on_results: str | None = None,
-        webhook: str | None = None,
-    ) -> Checked:
-        """Check a batch as ``create`` does. Nothing is submitted or kept."""
-        owner_name(owner)
-        if idempotency_key is not None:
-            Idempotency.check(idempotency_key)
-        incoming = Incoming(requests, limit=self.settings.max_requests)
-        asked = self._ask(model, endpoint, completion_window, metadata, incoming, on_results, webhook)
-        checked = self._creator.check(asked, incoming)
-        warnings = [*checked.warnings, *([NO_WORKER] if self._lacks_worker(asked) else [])]
-        return checked._replace(warnings=warnings)
-
-    def _ask(
-        self,
-        model: str | None,
-        endpoint: str,
-        completion_window: str,
-        metadata: Mapping[str, str] | None,
-        requests: Incoming,
-        on_results: str | None,
-        webhook: str | None,
-    ) -> Asked:
-        if on_results is not None:
-            self.handlers.check(on_results)
-        if webhook is not None:
-            self.webhooks.check(webhook)
-        asked = self._creator.ask(model, endpoint, completion_window, metadata, requests)
-        asked = asked._replace(on_results=on_results, webhook=webhook)
-        if self._lacks_worker(asked):
-            logger.warning(NO_WORKER)
-        return asked
-
-    def _lacks_worker(self, asked: Asked) -> bool:
-        return (asked.on_results, asked.webhook) != (None, None) and not self._worker_alive()
+        self._runner = Runner(self._ticker, workers, self.files)
 
     def retrieve(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Batch:
         """Return a batch as it is now. A batch that has ended is read from the record.
@@ -208,6 +215,10 @@ class Service(Operations):
             provider: Whose id it is; may be left out for a batch that was made here.
         """
         return self._lookup.last_known(batch_id, owner=owner_or_everyone(owner), provider=provider)
+
+    def detail(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Detail:
+        """Return the parts of a batch, and the batches that it is linked to by ``retry``."""
+        return self._details.of(batch_id, owner=owner_or_everyone(owner), provider=provider)
 
     def cancel(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Batch:
         """Ask the provider to cancel a batch. Requests that it has finished by then are billed.
@@ -241,6 +252,36 @@ class Service(Operations):
         """
         return self._lists.list(
             owner=owner_or_everyone(owner), provider=provider, status=status, after=after, limit=limit
+        )
+
+    def browse(
+        self,
+        *,
+        owner: Owner,
+        provider: str | None = None,
+        status: str | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> Page:
+        """List batches of the record, newest first, as they were last seen. No provider is called.
+
+        Args:
+            owner: Whose batches; ``EVERYONE`` for all.
+            provider: Only batches at this provider.
+            status: Only batches with this status.
+            search: The id of a batch; or the name of an owner; or ``key=value``, for batches with this pair
+                of metadata among the newest 50,000.
+            after: The id of the last batch of the previous page.
+            limit: The length of the page, 1 to 100.
+        """
+        return self._lists.browse(
+            owner=owner_or_everyone(owner),
+            provider=provider,
+            status=status,
+            search=search,
+            after=after,
+            limit=limit,
         )
 
     def results(

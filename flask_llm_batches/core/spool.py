@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -15,43 +14,76 @@ import msgspec
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.idempotency import Fingerprint
-from flask_llm_batches.core.requests import Incoming, Problems, WrongRequest, checked
-from flask_llm_batches.errors import SpoolUnavailable, TooLarge, ValidationFailed
-from flask_llm_batches.log import get_logger
+from flask_llm_batches.core.numbers import Numbers
+from flask_llm_batches.core.requests import MISSING, Incoming, Problems, WrongRequest, checked
+from flask_llm_batches.core.temporary import temporary_file, write_error
+from flask_llm_batches.errors import (
+    REQUIRED,
+    LLMBatchesError,
+    Problem,
+    TooLarge,
+    ValidationFailed,
+)
 from flask_llm_batches.providers.adapters import Adapter, Unsuitable
+from flask_llm_batches.store.intents import NewPart
+from flask_llm_batches.store.manifests import pack
 from flask_llm_batches.untrusted import size
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that is open cannot be deleted
-    fcntl = None  # type: ignore[assignment]
-
-logger = get_logger(__name__)
 
 # Python's threads take turns of 5 ms, and a status call needs many turns: a long loop must pause.
 _TURN, _PAUSE = 256, 0.000_05
 
-_PREFIX, _SUFFIX = "llm-batches-", ".jsonl"
-
+_OTHER_MODEL = "mismatched_model"  # OpenAI's code
 _NULL = msgspec.Raw(b"null")
 _LONGEST_WORD = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """Requests on disk.
+    """Requests on disk, or kept elsewhere if they are several parts.
 
     Attributes:
         path: A file that only this user may read; one line is one request, as the provider takes it.
-        size: Its bytes.
-        custom_ids: Of every request, in order.
+        size: The bytes of all requests.
+        custom_ids: Of every request in the file, in order.
         renamed: How many requests named another model.
+        parts: The parts that have the requests; empty if the file has all of them.
     """
 
     path: Path
     size: int
-    custom_ids: Collection[str]
-    renamed: int
+    custom_ids: Collection[str] = ()
+    renamed: int = 0
+    parts: Sequence[NewPart] = ()
+
+
+class Route(NamedTuple):
+    """Where a request goes.
+
+    Attributes:
+        provider: The provider's name.
+        model: The model, as the provider calls it.
+        adapter: Knows the provider's lines and limits.
+    """
+
+    provider: str
+    model: str
+    adapter: type[Adapter]
+
+
+class Splitting(NamedTuple):
+    """How requests become parts.
+
+    Attributes:
+        keep: Keeps the requests in a file, and returns the uid under which they are kept; None keeps nothing.
+        discard: Deletes the kept requests of parts.
+        route: Returns where a request goes that names this model.
+        retries: How often failed requests are submitted again. If that is not 0, even one part is kept.
+    """
+
+    keep: Callable[[IO[bytes]], str] | None
+    discard: Callable[[Sequence[NewPart]], None]
+    route: Callable[[str], Route]
+    retries: int = 0
 
 
 @contextmanager
@@ -63,9 +95,12 @@ def spooled(
     provider: str,
     adapter: type[Adapter],
     settings: Settings,
+    splitting: Splitting,
     fingerprint: Fingerprint | None = None,
 ) -> Iterator[Spool]:
     """Write requests to a file that is deleted when the block ends.
+
+    If they are more than the provider takes at once, or name several models, they are kept as parts.
 
     Args:
         requests: What to write.
@@ -73,81 +108,31 @@ def spooled(
         endpoint: The endpoint of every request, such as ``/v1/chat/completions``.
         provider: The provider's name, for messages.
         adapter: Knows the provider's lines and limits.
-        settings: The limits of this server, and the folder to write to.
+        settings: They name the folder to write to.
+        splitting: How they become parts.
         fingerprint: Every line is added to it.
 
     Raises:
         ValidationFailed: Requests are wrong; the error names them.
-        TooLarge: They are more bytes than the provider takes.
+        TooLarge: One of them is more bytes than the provider takes.
         SpoolUnavailable: The disk is full, or the folder is gone.
     """
-    with _temporary_file(settings.spool_dir) as file:
+    with ExitStack() as files:
         writer = _Writer(
-            file,
+            lambda: files.enter_context(temporary_file(settings.spool_dir)),
             model=model,
+            route=Route(provider, model.name, adapter),
             endpoint=endpoint,
-            provider=provider,
-            adapter=adapter,
+            splitting=splitting,
             fingerprint=fingerprint,
         )
-        writer.write(requests, _limit(settings, provider, adapter))
-        yield Spool(Path(file.name), writer.size, writer.seen.keys(), writer.renamed)
-
-
-@contextmanager
-def _temporary_file(folder: str | None) -> Iterator[IO[bytes]]:
-    try:
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below, where closing may fail
-            prefix=_PREFIX, suffix=_SUFFIX, dir=folder, delete=False
-        )
-    except OSError as error:
-        raise _unavailable(error) from None
-    try:
-        _lock(file)
-        yield file.file
-    finally:
-        # An error here must not hide the provider's answer.
-        with suppress(OSError):
-            file.close()
-        with suppress(OSError):
-            Path(file.name).unlink()
-
-
-def _unavailable(error: OSError) -> SpoolUnavailable:
-    logger.error("the requests of a create cannot be spooled: %s", error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    why = "its disk is full" if full else "the folder for them cannot be written to"
-    return SpoolUnavailable(
-        f"This server cannot store the requests: {why}. Nothing was submitted. Try again later."
-    )
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file for as long as it is open; return False if another process has locked it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def sweep(folder: str | None, *, older_than: float) -> None:
-    """Delete the files that killed processes left. A file that is in use is locked, and is kept.
-
-    Args:
-        folder: The folder of the files; by default the system's for temporary files.
-        older_than: Seconds since the last write to a file.
-    """
-    for path in Path(folder or tempfile.gettempdir()).glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError):  # another user's, or gone meanwhile
-            if time.time() - path.stat().st_mtime >= older_than:
-                with path.open("rb") as file:
-                    if _lock(file):
-                        path.unlink()
+        try:
+            writer.write(requests)
+        except BaseException:
+            splitting.discard(writer.parts)
+            raise
+        first = writer.first
+        yield Spool(Path(first.file.name), writer.size, first.custom_ids, writer.renamed, writer.parts)
 
 
 class Model(NamedTuple):
@@ -164,15 +149,35 @@ class Model(NamedTuple):
     is_given: bool
 
 
-class _Limit(NamedTuple):
-    requests: int
-    whose: str
+_MOST_MODELS = 20  # of one create: each has a file that is open
+_MOST_REQUESTS = 100_000  # of one part, at a provider that names no limit
+_BYTES_PER_TOKEN = 4
 
 
-def _limit(settings: Settings, provider: str, adapter: type[Adapter]) -> _Limit:
-    if adapter.max_requests is not None and adapter.max_requests < settings.max_requests:
-        return _Limit(adapter.max_requests, f"of provider '{provider}'")
-    return _Limit(settings.max_requests, "of this server")
+def tokens_of(size: int) -> int:
+    """Return about how many tokens the prompts in requests of so many bytes have: a fourth of the bytes.
+
+    For English text that is close, https://help.openai.com/en/articles/4936856, and the JSON around it makes
+    it a little too high.
+    """
+    return size // _BYTES_PER_TOKEN
+
+
+class _Open:
+    """A part that is being written."""
+
+    def __init__(self, file: IO[bytes], route: Route) -> None:
+        self.file = file
+        self.route = route
+        self.name = msgspec.Raw(msgspec.json.encode(route.model))
+        self.most = route.adapter.max_requests or _MOST_REQUESTS
+        self.size = 0
+        self.custom_ids: list[str] = []
+
+    def empty(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.size, self.custom_ids = 0, []
 
 
 class _Writer:
@@ -180,98 +185,156 @@ class _Writer:
 
     def __init__(
         self,
-        file: IO[bytes],
+        new_file: Callable[[], IO[bytes]],
         *,
         model: Model,
+        route: Route,
         endpoint: str,
-        provider: str,
-        adapter: type[Adapter],
+        splitting: Splitting,
         fingerprint: Fingerprint | None,
     ) -> None:
         self.size = 0
-        self.seen: dict[str, int] = {}
         self.renamed = 0
-        self._file = file
+        self.parts: list[NewPart] = []
+        self.first = _Open(new_file(), route)
+        self._new_file = new_file
+        self._numbers = Numbers()
         self._model = model
-        self._name = msgspec.Raw(msgspec.json.encode(model.name))
-        self._names = (self._name, msgspec.Raw(msgspec.json.encode(model.full)))
+        self._names = (self.first.name, msgspec.Raw(msgspec.json.encode(model.full)))
+        self._named = {bytes(self._names[1]): self.first}
+        self._open = {(route.provider, route.model): self.first}
         self._endpoint = endpoint
-        self._provider = provider
-        self._adapter = adapter
+        self._splitting = splitting
         self._fingerprint = fingerprint
 
-    def write(self, requests: Incoming, limit: _Limit) -> None:
+    def write(self, requests: Incoming) -> None:
         problems = Problems(requests.place)
         for count, (number, content) in enumerate(requests):
-            if count == limit.requests:
-                raise requests.too_many(*limit)
+            if count == requests.limit:
+                raise requests.too_many()
             if count % _TURN == _TURN - 1:
                 time.sleep(_PAUSE)
             try:
-                line = self._line(number, content, requests)
+                part, custom_id, line = self._line(number, content, requests)
             except WrongRequest as problem:
                 problems.add(number, problem)
             else:
                 if not problems.count:
-                    self._keep(line)
+                    self._keep(part, custom_id, line)
         problems.raise_if_any()
-        if not self.seen:
-            raise ValidationFailed.of("Shorter than minimum length 1.", requests.place)
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise _unavailable(error) from None
+        self._finish(requests.place)
 
-    def _keep(self, line: Mapping[str, Any]) -> None:
+    def _finish(self, place: str) -> None:
+        if not self.size:
+            empty = Problem((place,), "Shorter than minimum length 1.", "empty_file")
+            raise ValidationFailed([empty])
+        try:
+            self.first.file.flush()
+        except OSError as error:
+            raise write_error(error) from None
+        open_parts = [part for part in self._open.values() if part.custom_ids]
+        if self.parts or len(open_parts) > 1 or self._splitting.retries:
+            for part in open_parts:
+                self._close(part)
+
+    def _keep(self, part: _Open, custom_id: str, line: Mapping[str, Any]) -> None:
         encoded = msgspec.json.encode(line)
         if b"\n" in encoded or b"\r" in encoded:
             encoded = msgspec.json.format(encoded, indent=-1)
         if self._fingerprint is not None:
             self._fingerprint.add(encoded)
+        length, most = len(encoded) + 1, part.route.adapter.max_bytes
+        if most is not None and part.size + length > most:
+            if length > most:
+                raise TooLarge(
+                    f"A request is larger than {most} bytes, the limit of provider '{part.route.provider}'"
+                )
+            self._close(part)
+        elif len(part.custom_ids) == part.most:
+            self._close(part)
         try:
-            self.size += self._file.write(encoded) + self._file.write(b"\n")
+            part.file.write(encoded)
+            part.file.write(b"\n")
         except OSError as error:
-            raise _unavailable(error) from None
-        if self._adapter.max_bytes is not None and self.size > self._adapter.max_bytes:
-            raise TooLarge(
-                f"The requests are larger than {self._adapter.max_bytes} bytes, "
-                f"the limit of provider '{self._provider}'"
-            )
+            raise write_error(error) from None
+        part.size += length
+        self.size += length
+        part.custom_ids.append(custom_id)
 
-    def _line(self, number: int, content: msgspec.Raw | WrongRequest, source: Incoming) -> Mapping[str, Any]:
+    def _close(self, part: _Open) -> None:
+        """Keep the requests of a part that is complete."""
+        uid = uuid.uuid4().hex
+        try:
+            source = None if self._splitting.keep is None else self._splitting.keep(part.file)
+            self.parts.append(
+                NewPart(
+                    uid,
+                    part.route.provider,
+                    part.route.model,
+                    len(part.custom_ids),
+                    tokens_of(part.size),
+                    source,
+                    () if source is None else pack(uid, part.custom_ids),
+                    self._splitting.retries,
+                )
+            )
+            part.empty()
+        except OSError as error:
+            raise write_error(error) from None
+
+    def _line(
+        self, number: int, content: msgspec.Raw | WrongRequest, source: Incoming
+    ) -> tuple[_Open, str, Mapping[str, Any]]:
         request = checked(content)
         custom_id, body = request.custom_id, request.body
-        if (first := self.seen.setdefault(custom_id, number)) != number:
+        if (first := self._numbers.first(custom_id, number)) != number:
             raise WrongRequest(
-                f"Not unique: {source.place.removesuffix('s')} {first} has the same one.", "custom_id"
+                f"Not unique: {source.place.removesuffix('s')} {first} has the same one.",
+                "custom_id",
+                code="duplicate_custom_id",
             )
         # A request for another endpoint must not be sent to this one.
         if not _is_one_of(request.method, "POST"):
-            raise WrongRequest("Must be POST.", "method")
+            raise WrongRequest("Must be POST.", "method", code="invalid_method")
         if not _is_one_of(request.url, self._endpoint):
-            raise WrongRequest(f"Must be {self._endpoint}, the endpoint of the batch.", "url")
-        self._name_model(body, is_json=source.is_json)
+            reason = f"Must be {self._endpoint}, the endpoint of the batch."
+            raise WrongRequest(reason, "url", code="invalid_url")
+        part = self._part_of(body.get("model", _NULL), is_json=source.is_json)
+        body["model"] = part.name
         try:
-            return self._adapter.line(custom_id, body, self._endpoint)
+            return part, custom_id, part.route.adapter.line(custom_id, body, self._endpoint)
         except Unsuitable as reason:
             raise WrongRequest(str(reason), *reason.path, unsupported=reason.parameter) from None
 
-    def _name_model(self, body: dict[str, msgspec.Raw], *, is_json: bool) -> None:
-        named = body.get("model", _NULL)
-        if self._model.is_given:
-            if named not in (_NULL, *self._names):
-                if not is_json:
-                    raise WrongRequest(
-                        f"Must be {self._model.name!r}, the model of the batch, or left out.", "body", "model"
-                    )
-                self.renamed += 1
-        elif named != self._names[1]:
-            raise WrongRequest(
-                f"Must be {self._model.full!r}, as in the first request: the batch itself names no model.",
-                "body",
-                "model",
-            )
-        body["model"] = self._name
+    def _part_of(self, named: msgspec.Raw, *, is_json: bool) -> _Open:
+        """Return the part that a request goes to, by the model that it names."""
+        if not self._model.is_given:
+            found = self._named.get(bytes(named)) if size(named) <= _LONGEST_WORD else None
+            return found or self._part_of_other(named)
+        if named not in (_NULL, *self._names):
+            if not is_json:
+                raise WrongRequest(
+                    f"Must be {self._model.name!r}, the model of the batch, or left out.",
+                    "body",
+                    "model",
+                    code=_OTHER_MODEL,
+                )
+            self.renamed += 1
+        return self.first
+
+    def _part_of_other(self, named: msgspec.Raw) -> _Open:
+        if named == _NULL:
+            raise WrongRequest(REQUIRED, "body", "model", code=MISSING)
+        if len(self._named) == _MOST_MODELS:
+            raise WrongRequest(f"More than {_MOST_MODELS} models.", "body", "model", code=_OTHER_MODEL)
+        try:
+            route = self._splitting.route(msgspec.json.decode(named) if size(named) <= _LONGEST_WORD else "")
+        except LLMBatchesError as error:
+            raise WrongRequest(str(error), "body", "model", code="model_not_found") from None
+        key = route.provider, route.model
+        part = self._open.get(key) or _Open(self._new_file(), route)
+        self._open[key] = self._named[bytes(named)] = part
+        return part
 
 
 def _is_one_of(value: msgspec.Raw, expected: str) -> bool:

@@ -1,4 +1,4 @@
-"""Webhooks as https://www.standardwebhooks.com has them: where ours go, and the providers' that come in."""
+"""Sends and receives webhooks in the form of https://www.standardwebhooks.com."""
 
 from __future__ import annotations
 
@@ -93,10 +93,11 @@ class Events:
             batch_id = msgspec.json.decode(body, type=_Event).data.id
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return  # an event of another kind
-        for one in (batch_id, f"batches/{batch_id}") if is_id(batch_id) else ():  # Gemini's have it, or not
-            for record in self._batches.find(one):
-                if record.provider == name:
-                    self._tasks.hasten(record.uid, "refresh")
+        # Gemini's ids may come without the prefix.
+        ids = [batch_id, f"batches/{batch_id}"] if is_id(batch_id) else []
+        for record in self._batches.find_all(ids):
+            if record.provider == name:
+                self._tasks.hasten(record.uid, "refresh")
 
 
 def event(webhook: Webhook, batch_id: str) -> bytes:

@@ -1,1 +1,1 @@
-"""What wakes the worker."""
+"""What runs the worker."""

@@ -34,6 +34,6 @@ def register_tasks(celery: Celery, app: Flask | None = None, *, every: float = 2
             current_llm_batches.tick(budget=_BUDGET, worker="celery")
 
     schedule = dict(celery.conf.beat_schedule or {})
-    # One that no worker has taken before the next one is sent is not needed.
+    # A task that no worker has taken expires when the next one is sent.
     schedule[TICK] = {"task": TICK, "schedule": every, "options": {"expires": every}}
     celery.conf.beat_schedule = schedule

@@ -27,7 +27,8 @@ T = TypeVar("T")
 _GRACE = 5.0
 
 # Threads pass errors to each other as values. A task that raised is in a reference cycle with its frames, and
-# what they hold is kept until the garbage collector runs. So does a variable with the error or the task.
+# what they hold is kept until the garbage collector runs. A variable with the error or the task has the same
+# effect.
 _Outcome = tuple[T | None, BaseException | None]
 
 
@@ -280,7 +281,7 @@ def _run_in_a_thread(function: Callable[[], Coroutine[Any, Any, T]], timeout: fl
     try:
         return _value(outcomes.get(timeout=timeout + _GRACE))
     except BaseException as error:
-        while running:  # a task holds what came of it
+        while running:  # a task keeps its result
             loop, task = running.pop()
             with suppress(RuntimeError):  # the loop has already ended
                 loop.call_soon_threadsafe(cast("asyncio.Task[Any]", task).cancel)

@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 
 def check_providers(settings: Settings) -> None:
-    """Check the entries. What may be intended is only a warning.
+    """Check the entries. What may be intended only causes a warning.
 
     Raises:
         ConfigurationError: An entry cannot work.

@@ -7,8 +7,11 @@ host app that need no provider, such as ``flask routes``, stay fast.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ from flask_llm_batches.errors import (
     BatchNotComplete,
     BatchNotFound,
     LLMBatchesError,
+    NotStored,
     ProviderFailed,
     ProviderTimeout,
     ResultsGone,
@@ -27,6 +31,7 @@ from flask_llm_batches.providers.adapters import Adapter, Page, Submission, adap
 from flask_llm_batches.providers.bridge import Bridge
 from flask_llm_batches.providers.entries import Entries
 from flask_llm_batches.providers.failures import is_refusal, to_our_error
+from flask_llm_batches.providers.http import noted_dates
 from flask_llm_batches.providers.rows import read_rows
 from flask_llm_batches.tracing import span
 
@@ -50,6 +55,10 @@ class SubmitFailed(Exception):
         super().__init__(str(error))
         self.error = error
         self.maybe_created = maybe_created
+
+
+class Withdrawn(Exception):
+    """A batch is not to be submitted any more; raised by ``before_create``."""
 
 
 class Providers:
@@ -88,12 +97,39 @@ class Providers:
         except Exception as error:  # noqa: BLE001  # an SDK may raise anything
             raise to_our_error(error, provider=name, call="check", redact=self._redact) from None
 
+    def clock_offset(self, name: str) -> float | None:
+        """Call a provider, and return by how many seconds its clock is ahead; None if it does not say."""
+
+        async def list_one(adapter: Adapter) -> Sequence[str]:
+            with noted_dates() as dates:
+                await adapter.list(None, 1)
+            return dates
+
+        dates = self._call(name, "check", list_one)
+        with suppress(ValueError):
+            return parsedate_to_datetime(dates[-1]).timestamp() - time.time() if dates else None
+        return None
+
     def adapter_of(self, name: str) -> type[Adapter]:
         """Return the adapter class of a provider."""
         return adapter_class(self._entries.of(name).kind)
 
-    def submit(self, provider: str, spool: Path, submission: Submission) -> Batch:
+    def submit(
+        self,
+        provider: str,
+        spool: Path,
+        submission: Submission,
+        *,
+        before_create: Callable[[], None] | None = None,
+    ) -> Batch:
         """Submit a batch, once: neither this code nor the SDK retries it.
+
+        Args:
+            provider: The provider's name.
+            spool: The file with the requests.
+            submission: What is submitted besides the requests.
+            before_create: Called in another thread when the requests are uploaded. Before that, there is no
+                batch for sure. What it raises ends the submit.
 
         Raises:
             SubmitFailed: It failed, or its outcome is not known.
@@ -103,6 +139,8 @@ class Providers:
         async def submit(adapter: Adapter) -> Batch:
             nonlocal creating
             uploaded = await adapter.upload(spool)
+            if before_create is not None:
+                await asyncio.to_thread(before_create)
             creating = True
             return await adapter.create(uploaded, submission)
 
@@ -112,6 +150,8 @@ class Providers:
                 if adapter_class(found.kind).streams_upload:
                     return self._bridge.run(submit(self._kept(found)), self._settings.transfer_timeout)
                 return self._call_with_own_client(found, submit)
+        except Withdrawn:
+            raise
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             ours = to_our_error(error, provider=provider, call="create", redact=self._redact)
             maybe_created = creating and not is_refusal(error)
@@ -223,6 +263,31 @@ class Providers:
                 yield from read_rows(download, adapter, batch, beat=beat)
         except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
             raise self._results_error(error, batch) from None
+
+    def input(self, batch: Batch) -> Iterator[bytes]:
+        """Yield the bytes of a batch's input file, in chunks that end anywhere.
+
+        Raises:
+            NotStored: The provider has no such file, or keeps none.
+        """
+        try:
+            found = self._entries.of(batch.provider)
+            if not adapter_class(found.kind).leaves_files or not batch.input_file_id:
+                raise NotStored(batch.id)
+            asked = replace(batch, output_file_id=batch.input_file_id, error_file_id=None)
+            adapter = self._kept(found)
+            download = self._bridge.iterate(
+                lambda: adapter.download(asked), beat=1.0, timeout=self._settings.transfer_timeout
+            )
+            with closing(download):
+                yield from (chunk for chunk in download if chunk is not None)
+        except NotStored:
+            raise
+        except Exception as error:  # noqa: BLE001  # a provider or an SDK may raise anything
+            ours = self._results_error(error, batch)
+            if isinstance(ours, ResultsGone):
+                raise NotStored(batch.id) from None
+            raise ours from None
 
     def _results_error(self, error: Exception, batch: Batch) -> LLMBatchesError:
         provider, batch_id = batch.provider, batch.id

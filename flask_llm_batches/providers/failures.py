@@ -61,6 +61,9 @@ _MAX_TEXT = 2000
 # longest secret.
 _MARGIN = 4000
 
+# OpenAI's code of a 429 that does not pass: https://developers.openai.com/api/docs/guides/error-codes
+_NO_MONEY = "insufficient_quota"
+
 # Only digits or an HTTP date are copied to the ``Retry-After`` of our response.
 _RETRY_AFTER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|[A-Z][a-z]{2,8}, [A-Za-z0-9: -]{8,40}")
 
@@ -87,7 +90,7 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         secrets = tuple(self._secrets)  # other threads may learn one meanwhile
-        text = text[: _MAX_TEXT + max(_MARGIN, *map(len, secrets))]
+        text = text[: _MAX_TEXT + max([_MARGIN, *map(len, secrets)])]
         kept, at = [], 0
         for start, end in sorted(_key_spans(text, secrets)):
             if start >= _MAX_TEXT:
@@ -160,10 +163,14 @@ def to_our_error(
     if status in (400, 409, 413, 422):
         return ProviderRejected(text)
     if status == 429:
-        return RateLimited(
+        limited = RateLimited(
             f"Provider '{provider}' has reached its rate limit", retry_after=_retry_after(error, original)
         )
-    return ProviderFailed("LLM provider error")
+        limited.is_final = getattr(original, "code", None) == _NO_MONEY
+        return limited
+    failed = ProviderFailed("LLM provider error")
+    failed.upstream_status = status
+    return failed
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Which backend a URL means."""
+"""Finds the backend for a URL."""
 
 from __future__ import annotations
 

@@ -21,6 +21,6 @@ def unavailable(*errors: type[Exception]) -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> StorageUnavailable:
-    # An object store's further lines are what it was asked and what it answered.
+    # The further lines of an object store's error have its request and its response.
     logger.error("the storage is unavailable: %s: %s", type(error).__name__, str(error).partition("\n")[0])
     return StorageUnavailable("The storage is unavailable. Try again later.")

@@ -19,7 +19,7 @@ class Folder:
     """A backend of ``Storage``: a file for each object, which the program zstd can unpack, too.
 
     Args:
-        path: Where; it must exist, so that nothing is written to what a disk is not mounted on.
+        path: The folder. It must exist, so that nothing is written while its disk is not mounted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class Folder:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a folder survive a power cut; Windows has no such thing."""
+    """Make the names in a folder survive a power cut. Windows has no call for that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""An object store: Amazon's S3, whatever speaks its protocol, Google's and Azure's."""
+"""An object store: Amazon's S3 or another one with its protocol, Google's, or Azure's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Objects:
                 file.close()
 
     def read(self, key: str) -> Generator[bytes, None, None]:
-        # Requests of their own, as the time that one takes is limited, and a reader may be slow.
+        # One request for each part: the time of a request is limited, and a reader may be slow.
         offset, size = 0, 1
         options: GetOptions = {}
         while offset < size:

@@ -1,4 +1,4 @@
-"""Objects of any length, compressed: written and read a piece at a time, and there when they are whole."""
+"""Compressed objects of any length, written and read piece by piece. They exist once they are complete."""
 
 from __future__ import annotations
 

@@ -1,127 +1,44 @@
-"""Records batches, and what becomes of them."""
+"""Records batches and their outcome."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import FINISHED, Batch, own_id
 from flask_llm_batches.log import get_logger
-from flask_llm_batches.store import idempotency, manifests, tasks
-from flask_llm_batches.store.leases import extend_lease, new_lease
+from flask_llm_batches.store import files, idempotency, manifests, tasks
+from flask_llm_batches.store.intents import Intents
+from flask_llm_batches.store.leases import extend_lease
 from flask_llm_batches.store.models import BatchRow, Record
-from flask_llm_batches.store.queries import RECORD, BatchQueries
+from flask_llm_batches.store.queries import RECORD
 from flask_llm_batches.store.reasons import ID_TAKEN, LOST, NOT_THERE
-from flask_llm_batches.store.store import CommitUnknown, patient_transaction, transaction
-from flask_llm_batches.store.usage import Tokens, Usage, find_usage, insert_usage
+from flask_llm_batches.store.store import patient_transaction, transaction
+from flask_llm_batches.store.usage import Usage, Used, find_usage, insert_usage
 
 logger = get_logger(__name__)
 
-SETTLED = ("accepted", "failed")
-"""The states of a batch of which it is known whether the provider has it."""
+UNSETTLED_STATES = ("submitting", "unknown")
+"""The states of a batch of which it is not known whether the provider has it."""
 
-_OLDER = 60  # seconds between two batches of one id, at least
-
-_FIRST_REFRESH = 2  # seconds until a worker retrieves a new batch
+_OLDER = 60  # the least number of seconds between two batches with the same id
 
 LOST_AFTER = 24 * 3600
 """Seconds for which a provider must have said that it has no such batch until the batch counts as failed."""
 
-_UNSETTLED = ("submitting", "unknown")
-
 
 class IdTaken(Exception):
-    """A provider returned an id with which another of its batches is recorded."""
+    """A provider returned an id that is recorded for another of its batches."""
 
 
-class Batches(BatchQueries):
+class Batches(Intents):
     """The batches of one app."""
-
-    def begin(
-        self,
-        *,
-        provider: str,
-        owner: str,
-        model: str,
-        custom_ids: Collection[str],
-        asked_for: Mapping[str, Any],
-        key: Mapping[str, str] | None = None,
-        on_results: str | None = None,
-        webhook: str | None = None,
-        request_id: str | None = None,
-    ) -> Record:
-        """Record that a batch is about to be submitted, and its requests. The caller holds its lease.
-
-        Args:
-            provider: As ``BatchRow`` has them, like the next ones.
-            owner: See there.
-            model: See there.
-            custom_ids: What is in it.
-            asked_for: Its endpoint, window and metadata, for the first snapshot.
-            key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
-            on_results: The name of the handler that takes its rows.
-            webhook: The name of the webhook for its end.
-            request_id: The ``X-Request-ID`` of the create.
-
-        Raises:
-            KeyUsed: The key was used before.
-        """
-        uid, now = uuid.uuid4().hex, int(time.time())
-        first = Batch(
-            id=own_id(uid),
-            provider=provider,
-            status="validating",
-            created_at=now,
-            request_counts={"total": len(custom_ids), "completed": 0, "failed": 0},
-        )
-        values: dict[str, Any] = {
-            "uid": uid,
-            "state": "submitting",
-            "provider": provider,
-            "owner": owner,
-            "model": model,
-            "requests": len(custom_ids),
-            "status": first.status,
-            "snapshot": first.remembering({**asked_for, "model": model}).to_dict(),
-            "created_at": now,
-            "on_results": on_results,
-            "webhook": webhook,
-            "request_id": request_id,
-            "delivered": 0,
-            **new_lease(),
-        }
-        # Before the transaction: whoever comes with the same key waits for it.
-        manifest = manifests.pack(uid, custom_ids)
-        try:
-            return self._begin(values, manifest, key)
-        except CommitUnknown:
-            if (record := self.by_uid(uid)) is None:
-                raise
-            return record
-
-    @transaction
-    def _begin(
-        self,
-        connection: Connection,
-        values: dict[str, Any],
-        manifest: Sequence[Mapping[str, Any]],
-        key: Mapping[str, str] | None,
-    ) -> Record:
-        if key is not None:
-            idempotency.claim(connection, key, batch_uid=values["uid"], at=values["created_at"])
-        made = connection.execute(insert(BatchRow).values(values)).inserted_primary_key
-        manifests.insert_manifest(connection, manifest)
-        tasks.insert_task(connection, values["uid"], "refresh", due_at=values["created_at"] + _FIRST_REFRESH)
-        unknown: dict[str, Any] = dict.fromkeys(
-            ("batch_id", "refreshed_at", "missing_since", "accounted_at", "archived_at")
-        )
-        return Record(id=made[0] if made else 0, **unknown, **values)
 
     @transaction
     def extend_lease(self, connection: Connection, record: Record) -> bool:
@@ -132,6 +49,8 @@ class Batches(BatchQueries):
         self, record: Record, batch: Batch, *, requested_by: str, token: str | None = None
     ) -> Usage | None:
         """Record that the provider has a batch, once. The second call returns None.
+
+        The usage of a part is empty: that of its batch is recorded.
 
         Args:
             record: The batch, as it was.
@@ -157,12 +76,17 @@ class Batches(BatchQueries):
             claimed = connection.execute(claim.values(state="accepted", **values, **lease)).rowcount
         except IntegrityError:
             raise IdTaken from None
+        if claimed == 1 and record.state == "failed":  # it turned up late, and no worker follows it any more
+            tasks.insert_task(connection, record.uid, "refresh", due_at=int(time.time()))
         if claimed == 0:
             # The commit of an earlier attempt may have come through although the connection broke.
             if connection.execute(select(BatchRow.lease_token).where(this)).scalar() != token:
                 return None
-            return find_usage(connection, record, "create")
+            return {} if record.part_of else find_usage(connection, record, "create")
+        if record.part_of is not None:
+            return {}
         idempotency.record_answer(connection, record.uid, batch)
+        files.insert_outputs(connection, record, record.outputs(batch))
         return insert_usage(connection, record, "create", requested_by=requested_by, requests=record.requests)
 
     @patient_transaction
@@ -172,13 +96,13 @@ class Batches(BatchQueries):
         """Record that a submit failed: ``failed`` if there is no batch, ``unknown`` if there may be one.
 
         Returns:
-            The usage; None if the batch is settled already.
+            The usage; None if the batch is settled already, or is a part.
         """
         claim = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state == "submitting")
         values: dict[str, Any] = {"state": state, "lease_token": None, "lease_until": int(time.time())}
         if state == "failed":
             values["status"] = None
-        if connection.execute(claim.values(values)).rowcount == 0:
+        if connection.execute(claim.values(values)).rowcount == 0 or record.part_of is not None:
             return None
         if state == "failed":
             idempotency.free(connection, record.uid)
@@ -214,6 +138,7 @@ class Batches(BatchQueries):
             "missing_since": None,
         }
         if connection.execute(update(BatchRow).where(*news).values(values)).rowcount == 1:
+            files.insert_outputs(connection, record, record.outputs(batch))
             return batch, True
         same = update(BatchRow).where(this, BatchRow.status == batch.status)
         if connection.execute(same.values(values)).rowcount == 1:
@@ -253,7 +178,7 @@ class Batches(BatchQueries):
         errors = {"object": "list", "data": [NOT_THERE]}
         shown = record.snapshot | {"status": "failed", "failed_at": int(time.time()), "errors": errors}
         this = BatchRow.id == record.id, BatchRow.lease_until == record.lease_until
-        claim = update(BatchRow).where(*this, BatchRow.state.in_(_UNSETTLED))
+        claim = update(BatchRow).where(*this, BatchRow.state.in_(UNSETTLED_STATES))
         values = {"state": "failed", "status": "failed", "snapshot": shown}
         return connection.execute(claim.values(values)).rowcount == 1
 
@@ -267,32 +192,43 @@ class Batches(BatchQueries):
         self,
         connection: Connection,
         record: Record,
-        tokens: Tokens,
+        used: Sequence[Used],
         *,
         requested_by: str,
-        rows: int,
-        cost: Decimal | None,
-    ) -> Usage | None:
-        """Record the usage of a batch's results, once. The second call returns None."""
-        claim = (
-            update(BatchRow)
-            .where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
-            .values(accounted_at=int(time.time()))
-        )
-        if connection.execute(claim).rowcount == 0:
-            return None
-        return insert_usage(
-            connection,
-            record,
-            "results",
-            requested_by=requested_by,
-            requests=rows,
-            prompt_tokens=tokens.prompt,
-            completion_tokens=tokens.completion,
-            cached_tokens=tokens.cached,
-            total_tokens=tokens.total,
-            cost=cost,
-        )
+        failed: int,
+    ) -> Sequence[Usage]:
+        """Record the usage of a batch's results, once. The second call returns nothing.
+
+        The provider's counts may be wrong. The number of rows that have failed is right, and decides which
+        files the results have.
+        """
+        claim = update(BatchRow).where(BatchRow.id == record.id, BatchRow.accounted_at.is_(None))
+        now = int(time.time())
+        if connection.execute(claim.values(accounted_at=now, failed_rows=failed)).rowcount == 0:
+            return ()
+        query = RECORD.where(BatchRow.id == record.id)
+        counted = Record(*connection.execute(query).one())
+        batch = counted.last_seen()
+        right, guessed = set(counted.outputs(batch)), set(replace(counted, failed_rows=None).outputs(batch))
+        files.insert_outputs(connection, counted, right - guessed)
+        files.delete_outputs(connection, counted, guessed - right)
+        return [
+            insert_usage(
+                connection,
+                record,
+                "results",
+                requested_by=requested_by,
+                provider=one.provider,
+                model=one.model,
+                requests=one.rows,
+                prompt_tokens=one.tokens.prompt,
+                completion_tokens=one.tokens.completion,
+                cached_tokens=one.tokens.cached,
+                total_tokens=one.tokens.total,
+                cost=one.cost,
+            )
+            for one in used
+        ]
 
 
 def _take_id(connection: Connection, record: Record, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Objects of many bytes, in chunks: the storage of an app that has no other."""
+"""Stores large objects in the database, in chunks, if the app has no other storage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DOOMED = 0  # what ``touched_at`` is while an object is being deleted
 
 
 class _Taken(Exception):
-    """Another object has got the key just now."""
+    """Another object has just taken the key."""
 
 
 class Chunks(Store):
@@ -44,7 +44,7 @@ class Chunks(Store):
                     self._finish(uid, key)
                     break
         except BaseException:
-            with suppress(RecordUnavailable):  # what failed first is what counts
+            with suppress(RecordUnavailable):  # the first error is the one to report
                 self._delete(uid, ObjectRow.uid == uid)
             raise
 
@@ -79,7 +79,8 @@ class Chunks(Store):
         here = update(ObjectRow).where(_is_alive(uid), ObjectRow.parts == part)
         if connection.execute(here.values(parts=part + 1, touched_at=int(time.time()))).rowcount == 1:
             connection.execute(insert(ChunkRow).values(object_uid=uid, part=part, data=chunk))
-        elif connection.scalar(select(ObjectRow.parts).where(_is_alive(uid))) != part + 1:  # not done before
+        # unless an earlier attempt stored it
+        elif connection.scalar(select(ObjectRow.parts).where(_is_alive(uid))) != part + 1:
             raise _too_late()
 
     @patient_transaction

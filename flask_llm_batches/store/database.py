@@ -33,7 +33,7 @@ class Database(Protocol):
         """Run a block in a transaction of the host's session, and commit it.
 
         Returns:
-            What executes a statement on the record in that transaction.
+            A function that executes a statement on the record in that transaction.
         """
 
 

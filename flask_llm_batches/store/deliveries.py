@@ -36,7 +36,7 @@ class Deliveries(Store):
     ) -> Iterator[None]:
         """Run the block in a transaction of the host's session, in which the rows become delivered.
 
-        So what the block writes through that session is committed with it, or neither is. It is one
+        What the block writes through that session is committed with the delivery, or neither is. It is one
         transaction where the record is in the database of the session.
 
         Args:

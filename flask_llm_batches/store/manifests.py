@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, literal, select
 
 from flask_llm_batches.store.models import ManifestRow
 from flask_llm_batches.store.store import Store, transaction
@@ -42,6 +42,14 @@ def insert_manifest(connection: Connection, rows: Iterable[Mapping[str, Any]]) -
     """Insert the rows of a manifest, one statement each."""
     for row in rows:
         connection.execute(insert(ManifestRow), row)
+
+
+def copy_manifest(connection: Connection, batch_uid: str, to: str) -> None:
+    """Copy the manifest of a batch to another one."""
+    rows = select(literal(to), ManifestRow.part, ManifestRow.custom_ids).where(
+        ManifestRow.batch_uid == batch_uid
+    )
+    connection.execute(insert(ManifestRow).from_select(["batch_uid", "part", "custom_ids"], rows))
 
 
 def delete_manifest(connection: Connection, batch_uid: str) -> None:

@@ -1,4 +1,4 @@
-"""Why a batch has failed that its provider does not report as failed: items of ``errors.data``."""
+"""Why a batch counts as failed although its provider does not say so: items of ``errors.data``."""
 
 from __future__ import annotations
 

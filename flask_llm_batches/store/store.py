@@ -22,10 +22,11 @@ from flask_llm_batches.store.database import Database
 
 logger = get_logger(__name__)
 
-# The codes of PostgreSQL and MariaDB for a deadlock, and for a serialization failure.
+# The codes of PostgreSQL and MariaDB for a deadlock, and for a serialization failure; and of MariaDB for a
+# savepoint that is gone, because a deadlock inside of it rolled back the whole transaction.
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 # https://mariadb.com/kb/en/mariadb-error-codes/
-_CONFLICT_CODES = {"40P01", 1213, "40001", 1020}
+_CONFLICT_CODES = {"40P01", 1213, "40001", 1020, 1305}
 
 # Their codes for a lock timeout, and MariaDB's for a connection that was killed.
 _LOCKED = {"55P03", 1205}

@@ -22,12 +22,15 @@ class Tasks(Store):
     """The tasks of one app."""
 
     @transaction
-    def claim(self, connection: Connection, *, batch_uid: str | None = None) -> Task | None:
+    def claim(
+        self, connection: Connection, *, batch_uid: str | None = None, step: str | None = None
+    ) -> Task | None:
         """Claim the task that has been due for the longest, and return it with its lease.
 
         Args:
             connection: Where.
             batch_uid: Only a task of this batch.
+            step: Only a task for this step.
 
         Returns:
             The task; None if nothing is due.
@@ -35,6 +38,8 @@ class Tasks(Store):
         query = _TASK.where(TaskRow.due_at <= int(time.time()), is_free(TaskRow))
         if batch_uid is not None:
             query = query.where(TaskRow.batch_uid == batch_uid)
+        if step is not None:
+            query = query.where(TaskRow.step == step)
         due = connection.execute(query.order_by(TaskRow.due_at).limit(_CANDIDATES)).all()
         for task in (Task(*row) for row in due):
             lease = new_lease()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, select
 
-from flask_llm_batches.batch import FINISHED
+from flask_llm_batches.batch import FINISHED, own_id
 from flask_llm_batches.errors import ValidationFailed
 from flask_llm_batches.store.models import BatchRow, Record, UsageRow
 from flask_llm_batches.store.store import Store, is_owned, transaction
@@ -27,11 +27,29 @@ class Tokens(NamedTuple):
     total: int
 
 
+class Used(NamedTuple):
+    """What the results of one model used.
+
+    Attributes:
+        provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
+        model: The model.
+        rows: How many rows of results there are.
+        tokens: Their tokens.
+        cost: What they cost, in US dollars; None if that is not known.
+    """
+
+    provider: str
+    model: str
+    rows: int
+    tokens: Tokens
+    cost: Decimal | None
+
+
 class UsageSum(NamedTuple):
     """A sum of usage.
 
     Attributes:
-        group: The value of the group. For a day, its first second; for a batch, the provider's id.
+        group: The value of the group. For a day, its first second; for a batch, its id.
         batches: How many were created.
         requests: How many were in them.
         prompt_tokens: The tokens of results that were fetched; they include ``cached_tokens``.
@@ -69,7 +87,7 @@ _GROUPS: dict[str | None, Sequence[Any]] = {
     # MariaDB ignores trailing spaces in comparisons.
     **{name: [column, func.char_length(column)] for name, column in _NAMED.items()},
     "day": [UsageRow.created_at - UsageRow.created_at % 86_400],
-    "batch": [BatchRow.batch_id, UsageRow.batch_uid],
+    "batch": [BatchRow.batch_id, UsageRow.batch_uid, BatchRow.input_file],
 }
 
 
@@ -85,8 +103,11 @@ class UsageSums(Store):
         owner: str | None,
         since: int | None,
         until: int | None,
+        batch_uid: str | None = None,
     ) -> Sequence[UsageSum]:
         """Return the sums of what happened from ``since`` until before ``until``, by group and sorted.
+
+        With ``batch_uid``, they are those of one batch.
 
         ``group_by`` is ``owner``, ``model``, ``provider``, ``day`` or ``batch`` (the oldest first), or None
         for one sum.
@@ -104,13 +125,18 @@ class UsageSums(Store):
             conditions.append(UsageRow.created_at >= since)
         if until is not None:
             conditions.append(UsageRow.created_at < until)
-        # An index of the status would have all batches of the owner; few of them are not accounted for.
-        has_results = func.coalesce(BatchRow.status, "").in_(_WITH_RESULTS)
+        if batch_uid is not None:
+            conditions.append(UsageRow.batch_uid == batch_uid)
+        # With coalesce, the index of an owner's statuses is not used: that of unaccounted batches has fewer
+        # rows. Without an owner, that has all that ever failed, so the status must be looked up in it.
+        status = BatchRow.status if owner is None else func.coalesce(BatchRow.status, "")
+        has_results = status.in_(_WITH_RESULTS)
         ended = [*conditions, made, BatchRow.accounted_at.is_(None), has_results]
         conditions.append(UsageRow.event.in_(("create", "results")))
         if owner is not None:
             conditions.append(is_owned(UsageRow.owner, owner))
-            ended.append(is_owned(BatchRow.owner, owner))  # the owner of the batch: its index has few rows
+            # BatchRow's owner, not UsageRow's: its index has fewer rows
+            ended.append(is_owned(BatchRow.owner, owner))
         query = select(
             *group,
             func.count(case((made, 1))),
@@ -136,9 +162,20 @@ class UsageSums(Store):
         waiting = {tuple(row[:-1]): row[-1] for row in connection.execute(unfetched)}
         width = len(group)
         return [
-            _usage_sum(row[0], *row[width:], unfetched=waiting.get(tuple(row[:width]), 0))
+            _usage_sum(_name(group_by, row), *row[width:], unfetched=waiting.get(tuple(row[:width]), 0))
             for row in connection.execute(query)
         ]
+
+    @transaction
+    def spent(self, connection: Connection, *, owner: str | None, since: int) -> dict[int, Decimal]:
+        """Return the known cost of each day with one, by the day's first second, in US dollars."""
+        day = _GROUPS["day"][0]
+        query = select(day, func.sum(UsageRow.cost)).where(
+            UsageRow.created_at >= since, UsageRow.event == "results", UsageRow.cost.is_not(None)
+        )
+        if owner is not None:
+            query = query.where(is_owned(UsageRow.owner, owner))
+        return {int(at): Decimal(int(cost)) / _NANO for at, cost in connection.execute(query.group_by(day))}
 
 
 def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
@@ -146,6 +183,11 @@ def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
     if connection.dialect.name == "sqlite":  # its sums overflow at 64 bits
         return func.sum(column // _UNIT), func.sum(column % _UNIT)
     return literal(0), func.sum(column)
+
+
+def _name(group_by: str | None, row: Sequence[Any]) -> Any:
+    """Return the value of a group: of a batch, the id that callers see."""
+    return own_id(row[1]) if group_by == "batch" and row[2] is not None else row[0]
 
 
 def _usage_sum(

@@ -17,7 +17,7 @@ _WEBHOOK = select(*(getattr(WebhookRow, name) for name in Webhook.__slots__))
 
 
 class Tried(NamedTuple):
-    """What came of sending a webhook.
+    """The outcome of an attempt to send a webhook.
 
     Attributes:
         answer: In words, without anything that the target sent.
@@ -67,7 +67,7 @@ class Webhooks(Store):
 
     @transaction
     def tried(self, connection: Connection, webhook: Webhook, tried: Tried) -> None:
-        """Record what came of sending a webhook."""
+        """Record the outcome of an attempt."""
         now = int(time.time())
         values = {
             "attempts": webhook.attempts + 1,

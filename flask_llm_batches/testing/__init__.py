@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flask_llm_batches.testing.simulator import Call, SimulatedBatch, Simulator
+    from flask_llm_batches.testing.simulator import Call, SimulatedBatch, Simulator, echo
 
-__all__ = ["Call", "SimulatedBatch", "Simulator"]
+__all__ = ["Call", "SimulatedBatch", "Simulator", "echo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,9 @@ def main() -> None:
     options = parser.parse_args()
     with Simulator(port=options.port, seconds=options.seconds) as simulator:
         print(simulator.base_url)
-        print(f"LLM_BATCHES_PROVIDERS = {json.dumps(simulator.providers)}", flush=True)
+        providers = json.dumps(simulator.providers)
+        print(f"LLM_BATCHES_PROVIDERS = {providers}")
+        print(f"export FLASK_LLM_BATCHES_PROVIDERS='{providers}'", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -24,16 +24,20 @@ from flask_llm_batches.web.schemas.batches import (
     CreateQuerySchema,
     LinesQuerySchema,
     ListQuerySchema,
+    RetrieveQuerySchema,
     load_create,
 )
+from flask_llm_batches.web.schemas.detail import DetailSchema
 from flask_llm_batches.web.schemas.results import ResultsQuerySchema
 from flask_llm_batches.web.stream import caller_waits, json_stream, ndjson_stream
 
 # Made once: a schema copies all its fields when it is made.
 BATCH, BATCH_LIST = BatchSchema(exclude=["owner"]), BatchListSchema(exclude=["data.owner"])
+DETAIL, ADMINS_DETAIL = DetailSchema(exclude=["owner"]), DetailSchema()
 ADMINS_BATCH, ADMINS_LIST, CHECKED = BatchSchema(), BatchListSchema(), CheckedSchema()
 CREATE_QUERY, LINES_QUERY = CreateQuerySchema(), LinesQuerySchema()
 BATCH_QUERY, LIST_QUERY, RESULTS_QUERY = BatchQuerySchema(), ListQuerySchema(), ResultsQuerySchema()
+RETRIEVE_QUERY = RetrieveQuerySchema()
 
 ROW_TYPES = ("application/json", *NDJSON)
 
@@ -63,10 +67,7 @@ def create() -> Response:
     if dry_run:
         return answer(CHECKED, current_llm_batches.check(**data))
     batch = current_llm_batches.create(requested_by=principal.owner, **data)
-    response = _answer_batch(batch)
-    if batch.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return response
+    return _answer_created(batch)
 
 
 def list_batches() -> Response:
@@ -80,9 +81,27 @@ def list_batches() -> Response:
 
 
 def retrieve(batch_id: str) -> Response:
+    query = load_query(RETRIEVE_QUERY)
+    include = query.pop("include", None)
+    batch_id = batch_id.removesuffix("/")
+    batch = current_llm_batches.retrieve(batch_id, owner=caller(), **query)
+    if include is None:
+        return _answer_batch(batch)
+    detail = current_llm_batches.detail(batch_id, owner=caller(), **query)
+    schema = ADMINS_DETAIL if caller().admin else DETAIL
+    return answer(schema, batch.to_dict() | {"owner": batch.owner} | detail._asdict())
+
+
+def retry(batch_id: str) -> Response:
     query = load_query(BATCH_QUERY)
-    batch = current_llm_batches.retrieve(batch_id.removesuffix("/"), owner=caller(), **query)
-    return _answer_batch(batch)
+    batch = current_llm_batches.retry(
+        batch_id,
+        owner=caller(),
+        requested_by=caller().owner,
+        idempotency_key=request.headers.get(IDEMPOTENCY_KEY),
+        **query,
+    )
+    return _answer_created(batch)
 
 
 def cancel(batch_id: str) -> Response:
@@ -95,7 +114,7 @@ def results(batch_id: str) -> Response:
     mimetype = request.accept_mimetypes.best_match(ROW_TYPES, "application/json")
     if request.method == "HEAD":
         current_llm_batches.check_results(batch_id, owner=caller(), provider=query.get("provider"))
-        return Response(iter(()), mimetype=mimetype)  # of a length that nobody knows
+        return Response(iter(()), mimetype=mimetype)  # nobody knows the length yet
     rows = current_llm_batches.results(
         batch_id,
         owner=caller(),
@@ -105,6 +124,13 @@ def results(batch_id: str) -> Response:
     )
     response = Response((ndjson_stream if mimetype in NDJSON else json_stream)(rows), mimetype=mimetype)
     response.call_on_close(rows.close)
+    return response
+
+
+def _answer_created(batch: Batch) -> Response:
+    response = _answer_batch(batch)
+    if batch.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
     return response
 
 

@@ -11,7 +11,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from flask_llm_batches.errors import UnsupportedMediaType, ValidationFailed
 
 _CHUNK = 1 << 16
-_MAX_MEMBERS = 20_000  # empty ones are 20 bytes each; bgzip makes one of 64 KiB
+_MAX_MEMBERS = 20_000  # an empty one has 20 bytes; bgzip makes one of 64 KiB
 
 
 def read_body() -> Iterator[bytes]:
@@ -37,7 +37,7 @@ def _received() -> Iterator[bytes]:
     while chunk := _receive():
         size += len(chunk)
         yield chunk
-    # Where the server says that its stream ends by itself, nobody else looks.
+    # With ``wsgi.input_terminated``, werkzeug does not compare the length.
     if size < (request.content_length or 0):
         raise ClientDisconnected
 

@@ -23,6 +23,7 @@ ERROR_TYPES = {
     409: "conflict_error",
     429: "rate_limit_error",
     500: "api_error",
+    501: "api_error",
     502: "api_error",
     503: "api_error",
     504: "api_error",
@@ -37,6 +38,7 @@ HTTP_CODES = {
     405: "method_not_allowed",
     413: "too_large",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
     429: "rate_limited",
     500: "internal_error",
     503: "unavailable",
@@ -60,7 +62,7 @@ def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
                 "loc": [location, *path],
                 "msg": text,
             }
-            for path, text in error.problems
+            for path, text, _ in error.problems
         ]
         param = next((str(item["loc"][1]) for item in detail if len(item["loc"]) > 1), None)
     elif isinstance(error, InvalidJSON):
@@ -84,13 +86,13 @@ def answer_error(error: LLMBatchesError) -> Response:
 
 def _location(error: LLMBatchesError) -> str:
     """Return where the fields are that an error is about: ``body``, ``query`` or ``header``."""
-    if not (request.endpoint or "").endswith(".create"):
+    if not (request.endpoint or "").endswith((".create", ".upload_file")):
         return "query"
     wrong: set[str | int] = set()
     if isinstance(error, ValidationFailed):
         if error.in_query:
             return "query"
-        wrong = {path[0] for path, _ in error.problems if path}
+        wrong = {path[0] for path, *_ in error.problems if path}
     if IDEMPOTENCY_KEY in (error.param, *wrong):
         return "header"
     return "query" if request.mimetype in NDJSON and wrong and wrong <= _LINES_QUERY.fields.keys() else "body"

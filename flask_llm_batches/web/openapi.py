@@ -12,7 +12,9 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask, Response, request
 
 from flask_llm_batches.core.idempotency import HEADER
+from flask_llm_batches.current import current_llm_batches
 from flask_llm_batches.jsonl import NDJSON
+from flask_llm_batches.web.files import files_beside
 from flask_llm_batches.web.responses import json_response
 from flask_llm_batches.web.schemas.batches import (
     BatchListSchema,
@@ -22,8 +24,18 @@ from flask_llm_batches.web.schemas.batches import (
     CreateBatchSchema,
     CreateQuerySchema,
     ListQuerySchema,
+    RetrieveQuerySchema,
 )
+from flask_llm_batches.web.schemas.detail import DetailSchema
 from flask_llm_batches.web.schemas.errors import ErrorSchema
+from flask_llm_batches.web.schemas.files import (
+    DeletedFileSchema,
+    FileListSchema,
+    FileSchema,
+    FilesQuerySchema,
+    ModelListSchema,
+    ModelSchema,
+)
 from flask_llm_batches.web.schemas.results import ResultsQuerySchema, ResultsSchema
 from flask_llm_batches.web.schemas.usage import UsageQuerySchema, UsageSchema
 
@@ -33,18 +45,21 @@ _ERRORS = {
     400: "`invalid_model`, `unknown_provider` or `provider_rejected`, the last in the provider's words",
     401: "`unauthenticated`: missing or wrong credentials",
     403: "`forbidden`",
-    404: "`not_found`: no such batch, or someone else's",
+    404: "`not_found`: no such batch or file, or someone else's",
     405: "`method_not_allowed`: this path has other methods",
     409: "`batch_not_complete`, `idempotency_in_progress`: come back after `Retry-After`; `batch_failed`",
-    410: "`results_gone`: the provider keeps results for some time only",
+    410: "`results_gone`, `requests_gone`: they are kept for some time only",
     413: "`too_large`",
     415: "`unsupported_media_type`",
+    416: "`range_not_satisfiable`: the file has no such bytes",
     422: "`validation_error`, `invalid_json`, `unsupported_provider`, `unsupported_parameters` or "
     "`idempotency_mismatch`",
-    429: "`rate_limited`: the provider's own limit, or the app's",
+    429: "`rate_limited`: the provider's own limit, or the app's; `owner_limit_reached`: `limit` has more",
     500: "`internal_error`",
+    501: "`files_not_kept`: this server keeps no files",
     502: "`provider_error`: the provider failed; what it said is in the log",
-    503: "`provider_not_configured` or `record_unavailable`: what to do is in the log",
+    503: "`provider_not_configured`, `record_unavailable`, `spool_unavailable` or `storage_unavailable`: "
+    "what to do is in the log",
     504: "`provider_timeout`: no answer in time",
 }
 
@@ -82,6 +97,9 @@ _PROVIDER = {
 }
 
 
+_FILE_ID = {"name": "file_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
 def _of_lines(description: str) -> dict[str, Any]:
     return {kind: {"schema": {"type": "string", "description": description}} for kind in NDJSON}
 
@@ -101,9 +119,15 @@ _LINES_QUERY = [
         ("user", ""),
         ("on_results", ""),
         ("webhook", ""),
+        ("retries", ""),
         ("metadata", ", as its text"),
     )
 ]
+_EXAMPLE = {
+    "model": "openai:gpt-4o-mini",
+    "requests": [{"custom_id": "r1", "body": {"messages": [{"role": "user", "content": "Say hello."}]}}],
+}
+_TAGS = {"batch": "Batches", "file": "Files", "model": "Models"}
 _IDEMPOTENCY_KEY = {
     "name": HEADER,
     "in": "header",
@@ -115,7 +139,8 @@ _ROWS = _of_lines("A `Row` each, and blank ones; when it was interrupted the las
 
 def openapi() -> Response:
     prefix = request.path.rstrip("/").removesuffix(_PATH)
-    response = json_response(document(prefix, server=request.script_root or "/"))
+    files = files_beside(current_llm_batches.settings.files_url_prefix, prefix)
+    response = json_response(document(prefix, files, server=request.script_root or "/"))
     response.headers["Cache-Control"] = "public, max-age=300"
     return response
 
@@ -128,11 +153,12 @@ def mounted_at(app: Flask) -> Iterator[str]:
 
 
 @lru_cache(maxsize=8)
-def document(prefix: str, server: str = "/") -> dict[str, Any]:
+def document(prefix: str, files: str | None, server: str = "/") -> dict[str, Any]:
     """Return the OpenAPI 3.1 document.
 
     Args:
         prefix: Where the endpoints are: ``/v1/batches``.
+        files: Where the files are; None for nowhere.
         server: The path that a proxy puts before it.
     """
     spec = APISpec(
@@ -155,7 +181,7 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
         "required": True,
         "description": "May be packed with gzip. With JSONL, what is no request is in the query.",
         "content": {
-            "application/json": {"schema": CreateBatchSchema},
+            "application/json": {"schema": CreateBatchSchema, "example": _EXAMPLE},
             **_LINES,
         },
     }
@@ -173,7 +199,7 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
                 "create",
                 "Submit a batch",
                 {"anyOf": [BatchSchema, CheckedSchema]},
-                (*usual, 409, 413, 415),
+                (*usual, 404, 409, 413, 415),
                 parameters=[{"in": "query", "schema": CreateQuerySchema}, *_LINES_QUERY, _IDEMPOTENCY_KEY],
                 requestBody=created,
             )
@@ -181,7 +207,20 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
         },
     )
     of_one = (*usual, 404)
-    retrieve = _operation("retrieve", "Retrieve a batch", BatchSchema, of_one, parameters=by_id)
+    retrieve = _operation(
+        "retrieve",
+        "Retrieve a batch",
+        DetailSchema,
+        of_one,
+        parameters=[_ID, {"in": "query", "schema": RetrieveQuerySchema}],
+    )
+    retry = _operation(
+        "retry",
+        "Submit what failed again",
+        BatchSchema,
+        (*of_one, 409, 410),
+        parameters=[*by_id, _IDEMPOTENCY_KEY],
+    ) | {"description": "A new batch of the requests that failed in this one, which has ended."}
     cancel = _operation("cancel", "Cancel a batch", BatchSchema, of_one, parameters=by_id)
     results = _operation(
         "results",
@@ -194,6 +233,7 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
     for path, method, operation in (
         ("", "get", retrieve),
         ("/cancel", "post", cancel),
+        ("/retry", "post", retry),
         ("/results", "get", results),
     ):
         spec.path(f"{prefix}/{{batch_id}}{path}", operations={method: operation})
@@ -215,8 +255,59 @@ def document(prefix: str, server: str = "/") -> dict[str, Any]:
     webhook["responses"]["204"] = {"description": "The event was signed; a worker looks at its batch next."}
     del webhook["responses"]["200"]
     spec.path(f"{prefix}/webhooks/{{provider}}", operations={"post": webhook})
+    if files is not None:
+        _add_files(spec, files)
     made: dict[str, Any] = spec.to_dict()
     return made
+
+
+def _add_files(spec: APISpec, files: str) -> None:
+    usual = (401, 403, 405, 422, 429, 500, 503)
+    of_one = (*usual, 404)
+    form = {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary", "description": "JSONL, with any name."},
+            "purpose": {"type": "string", "enum": ["batch"]},
+            "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+        },
+    }
+    upload = _operation("upload_file", "Upload a file", FileSchema, (*usual, 400, 413, 415, 501)) | {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    }
+    listed = [{"in": "query", "schema": FilesQuerySchema}]
+    spec.path(
+        files,
+        operations={
+            "get": _operation("list_files", "List files", FileListSchema, usual, parameters=listed),
+            "post": upload,
+        },
+    )
+    # The size of results is counted by reading them, and that may fail as reading them does.
+    read = (*of_one, 409, 410, 502, 504)
+    content = _operation("file_content", "Fetch the bytes of a file", {}, (*read, 416), parameters=[_FILE_ID])
+    lines = {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}
+    content["responses"]["200"]["content"] = lines
+    content["responses"]["206"] = {"description": "The part that a `Range` asks for", "content": lines}
+    spec.path(
+        f"{files}/{{file_id}}",
+        operations={
+            "get": _operation("retrieve_file", "Retrieve a file", FileSchema, read, parameters=[_FILE_ID]),
+            "delete": _operation(
+                "delete_file", "Delete a file", DeletedFileSchema, of_one, parameters=[_FILE_ID]
+            ),
+        },
+    )
+    spec.path(f"{files}/{{file_id}}/content", operations={"get": content})
+    models = files.rpartition("/")[0] + "/models"
+    spec.path(
+        models, operations={"get": _operation("list_models", "List the models", ModelListSchema, usual)}
+    )
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    retrieve = _operation("retrieve_model", "Retrieve a model", ModelSchema, of_one, parameters=[model])
+    spec.path(f"{models}/{{model}}", operations={"get": retrieve})
 
 
 def _operation(name: str, summary: str, schema: Any, errors: tuple[int, ...], **more: Any) -> dict[str, Any]:
@@ -232,7 +323,14 @@ def _operation(name: str, summary: str, schema: Any, errors: tuple[int, ...], **
                 for header, text in _HEADERS.get(status, {}).items()
             },
         }
-    return {"operationId": name, "summary": summary, "responses": responses, **more}
+    tag = next((tag for tag in ("file", "model") if tag in name), "batch")
+    return {
+        "operationId": name,
+        "tags": [_TAGS[tag]],
+        "summary": summary,
+        "responses": responses,
+        **more,
+    }
 
 
 def _class_of(schema: Any) -> str:

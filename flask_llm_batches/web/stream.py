@@ -1,7 +1,7 @@
-"""Result rows onto the wire as they come, as JSON or as NDJSON.
+"""Sends result rows as they come, as JSON or as NDJSON.
 
 White space goes out while no row comes, because a server notices that a caller has hung up only when it
-sends. A failure on the way never looks like the end: it is raised in the server, which breaks the connection.
+sends. A failure never looks like a normal end: it is raised in the server, which breaks the connection.
 """
 
 from __future__ import annotations
@@ -14,24 +14,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flask_llm_batches.batch import Row
+from flask_llm_batches.core.files import FileContent
 from flask_llm_batches.core.results import BEAT, Results
 from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.jsonl import encode_lines
 from flask_llm_batches.web.errors import dump_error
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 _encoder = msgspec.json.Encoder()
-
-# JSON may have them in strings, and the last one between its values, but who reads lines as Python and others
-# do takes them for ends of lines.
-_LINE_ENDS = (
-    (b"\xe2\x80\xa8", rb"\u2028"),
-    (b"\xe2\x80\xa9", rb"\u2029"),
-    (b"\xc2\x85", rb"\u0085"),
-    (b"\r", b" "),
-)
-
 
 # Many proxies close a connection after 60 seconds without data, some after 30.
 _PATIENCE = 15
@@ -82,10 +74,15 @@ def ndjson_stream(results: Results) -> Iterator[bytes]:
         if isinstance(rows, LLMBatchesError):
             yield _encoder.encode(dump_error(rows, "query")) + b"\n"
             raise ResultsInterrupted(str(rows))
-        lines = _encoder.encode_lines(rows)
-        for end, escape in _LINE_ENDS:
-            lines = lines.replace(end, escape)
-        yield lines or b"\n"
+        yield encode_lines(rows) or b"\n"
+
+
+def file_stream(content: FileContent) -> Iterator[bytes]:
+    """Yield the bytes of a file. White space may not be sent, so a caller who hangs up is noticed late."""
+    try:
+        yield from content
+    except LLMBatchesError as error:
+        raise ResultsInterrupted(str(error)) from None
 
 
 def _rows(results: Results) -> Iterator[Sequence[Row] | LLMBatchesError]:

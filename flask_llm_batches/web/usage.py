@@ -40,8 +40,8 @@ def group_name(row: UsageSum, group_by: str | None) -> str | None:
     return None if group_by is None else str(row.group)
 
 
-def _cell(name: str | None) -> str:
-    """Return a name that no spreadsheet takes for a formula: callers choose names."""
+def cell(name: str | None) -> str:
+    """Return text that no spreadsheet takes for a formula: callers and models choose it."""
     return f"'{name}" if name and name[0] in _BEGIN_FORMULAS else name or ""
 
 
@@ -54,5 +54,5 @@ def usage_csv(sums: Iterable[UsageSum], group_by: str | None) -> str:
     writer.writerow(names if group_by is None else (group_by, *names))
     for row in sums:
         figures = [format(value, "f") if isinstance(value, Decimal) else value for value in row[1:]]
-        writer.writerow(figures if group_by is None else [_cell(group_name(row, group_by)), *figures])
+        writer.writerow(figures if group_by is None else [cell(group_name(row, group_by)), *figures])
     return text.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import bulk, status, worker
+from tests.benchmarks import bulk, files, parts, status, worker
 from tests.benchmarks.measure import heading
 from tests.benchmarks.upstream import upstream
 
@@ -13,6 +13,8 @@ BENCHMARKS = {
     "create": bulk.bench_create,
     "jsonl": bulk.bench_jsonl,
     "results": bulk.bench_results,
+    "files": files.bench_files,
+    "parts": parts.bench_parts,
     "load": status.bench_load,
     "archive": worker.bench_archive,
     "delivery": worker.bench_delivery,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from openai import OpenAI
 
@@ -26,9 +27,11 @@ ROUNDS = 5
 NAIVE_ROUNDS = 3  # it is slow
 MEMORY = "  extra memory, at most"
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class _Taken:
+class Taken:
     """What one call took: seconds, and MB of the worker's memory."""
 
     seconds: float
@@ -39,11 +42,11 @@ class _Taken:
 
 
 def bench_create(simulator: Simulator) -> list[Figure]:
-    """Hand in 50,000 requests as 20 MB of JSON."""
+    """Submit 50,000 requests as 20 MB of JSON."""
     body = json_body(COUNT, SIZE)
 
-    def create(contender: Contender) -> _Taken:
-        return _measured(contender, lambda: call(contender.url, method="POST", body=body), _created)
+    def create(contender: Contender) -> Taken:
+        return measured(contender, lambda: call(contender.url, method="POST", body=body), _created)
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -64,7 +67,7 @@ def bench_create(simulator: Simulator) -> list[Figure]:
 
 
 def bench_jsonl(simulator: Simulator) -> list[Figure]:
-    """Hand in 50,000 requests as 200 MB of JSONL, in chunks."""
+    """Submit 50,000 requests as 200 MB of JSONL, in chunks."""
     name = f"create {COUNT:,}, JSONL"
     body = b"\n".join(lines(COUNT, LARGE_SIZE))
     pieces = [body[at : at + 65536] for at in range(0, len(body), 65536)]
@@ -79,7 +82,7 @@ def bench_jsonl(simulator: Simulator) -> list[Figure]:
         _bare_upload(simulator, LARGE_SIZE) as upload,
     ):
         mine, alone = in_turns(
-            (lambda: _measured(our, lambda: create(our, pieces), _created), ROUNDS), (upload, ROUNDS)
+            (lambda: measured(our, lambda: create(our, pieces), _created), ROUNDS), (upload, ROUNDS)
         )
     seconds = seconds_of(mine)
     return [
@@ -119,9 +122,9 @@ def bench_results(simulator: Simulator) -> list[Figure]:
 
 def _results(
     count: int,
-    ours: list[_Taken],
-    naive: list[_Taken],
-    alone: list[_Taken],
+    ours: list[Taken],
+    naive: list[Taken],
+    alone: list[Taken],
     bars: tuple[str, str, str],
 ) -> list[Figure]:
     seconds = seconds_of(ours)
@@ -137,36 +140,37 @@ def _results(
     ]
 
 
-def _share(alone: list[_Taken], seconds: list[float]) -> Figure:
+def _share(alone: list[Taken], seconds: list[float]) -> Figure:
     whole = ("of it", statistics.median(seconds))
     return Figure("  the provider's share: bare SDK", "s", seconds_of(alone), beside=whole)
 
 
-def _kept(ours: list[_Taken], naive: Sequence[_Taken] = ()) -> Figure:
+def _kept(ours: list[Taken], naive: Sequence[Taken] = ()) -> Figure:
     last, naive_last = ([one.kept for one in many[-1:]] for many in (ours, naive))
     return Figure("  memory kept after the last", "MB", last, naive_last)
 
 
-def _measured(contender: Contender, ask: Callable[[], Answer], check: Callable[[Answer], object]) -> _Taken:
+def measured(contender: Contender, ask: Callable[[], Answer], check: Callable[[Answer], object]) -> Taken:
+    """Measure one call."""
     contender.memory.reset()
     answer = ask()
     peak, kept = contender.memory.peak(), contender.memory.kept()
     check(answer)
-    return _Taken(answer.seconds, answer.first_byte, answer.first_row or 0.0, peak, kept)
+    return Taken(answer.seconds, answer.first_byte, answer.first_row or 0.0, peak, kept)
 
 
-def fetched(contender: Contender, url: str, count: int) -> _Taken:
+def fetched(contender: Contender, url: str, count: int) -> Taken:
     """Fetch results, and check that they are all there."""
-    return _measured(contender, lambda: call(url), lambda answer: check_results(answer, count))
+    return measured(contender, lambda: call(url), lambda answer: check_results(answer, count))
 
 
 def _created(answer: Answer) -> None:
     check_created(answer, COUNT)
 
 
-def in_turns(*contenders: tuple[Callable[[], _Taken], int]) -> list[list[_Taken]]:
+def in_turns(*contenders: tuple[Callable[[], T], int]) -> list[list[T]]:
     """Let each do its work so many times, one after the other, so that they see the same machine."""
-    done: list[list[_Taken]] = [[] for _ in contenders]
+    done: list[list[T]] = [[] for _ in contenders]
     for round_ in range(max(rounds for _, rounds in contenders)):
         for (work, rounds), one in zip(contenders, done, strict=True):
             if round_ < rounds:
@@ -174,25 +178,25 @@ def in_turns(*contenders: tuple[Callable[[], _Taken], int]) -> list[list[_Taken]
     return done
 
 
-def seconds_of(many: list[_Taken]) -> list[float]:
+def seconds_of(many: list[Taken]) -> list[float]:
     """Return the seconds of each."""
     return [one.seconds for one in many]
 
 
-def peaks(many: list[_Taken]) -> list[float]:
+def peaks(many: list[Taken]) -> list[float]:
     # The most of all rounds, no median: a later call may get by with what an earlier one left behind.
     return [max(one.peak for one in many)] if many else []
 
 
 @contextmanager
-def _bare_upload(simulator: Simulator, size: int) -> Iterator[Callable[[], _Taken]]:
-    """Yield what times the upload of a file that is there already, and the create."""
+def _bare_upload(simulator: Simulator, size: int) -> Iterator[Callable[[], Taken]]:
+    """Yield a function that times the upload of an existing file and the create."""
     head = b'{"method":"POST","url":"/v1/chat/completions",'
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file, _sdk(simulator) as client:
         file.writelines(head + line[1:] + b"\n" for line in lines(COUNT, size))
         file.flush()
 
-        def upload() -> _Taken:
+        def upload() -> Taken:
             started = time.perf_counter()
             with Path(file.name).open("rb") as content:
                 uploaded = client.files.create(file=content, purpose="batch")
@@ -201,13 +205,13 @@ def _bare_upload(simulator: Simulator, size: int) -> Iterator[Callable[[], _Take
             )
             seconds = time.perf_counter() - started
             assert uploaded.id == f"file-{COUNT}", uploaded.id
-            return _Taken(seconds)
+            return Taken(seconds)
 
         upload()
         yield upload
 
 
-def _bare_download(simulator: Simulator, count: int) -> _Taken:
+def _bare_download(simulator: Simulator, count: int) -> Taken:
     """Time the download of an output file."""
     with _sdk(simulator) as client:
         client.batches.retrieve(f"batch_{count}_completed_x")
@@ -216,7 +220,7 @@ def _bare_download(simulator: Simulator, count: int) -> _Taken:
             size = sum(len(piece) for piece in answer.iter_bytes())
         seconds = time.perf_counter() - started
     assert size == count * ROW_BYTES, size
-    return _Taken(seconds)
+    return Taken(seconds)
 
 
 def _sdk(simulator: Simulator) -> OpenAI:

@@ -12,12 +12,13 @@ from tests.benchmarks.upstream import MAX_ROWS
 from tests.hosts import create_host
 
 
-def create_app(worker: str | None = None) -> Flask:
-    OpenAIAdapter.max_requests = None  # 50,000 are too few to tell whether memory grows with them
+def create_app(worker: str | None = None, storage: str = "database", part: int = MAX_ROWS) -> Flask:
+    OpenAIAdapter.max_requests = part  # 50,000 are too few to tell whether memory grows with them
     return create_host(
         database=os.environ["HOST_DATABASE"],
         providers=json.loads(os.environ["HOST_PROVIDERS"]),
         spool_dir=os.environ["HOST_SPOOL"],
-        max_requests=MAX_ROWS,
+        max_content_length=1 << 30,
         worker=worker,
+        storage=storage,
     )

@@ -1,6 +1,7 @@
 """A provider that costs next to nothing: it speaks OpenAI's routes, keeps nothing, and is ready beforehand.
 
-An id says all there is to know: ``batch_50000_completed_7`` has 50,000 requests, and is finished at the first
+An id contains all data of its batch: ``batch_50000_completed_7`` has 50,000 requests, and is finished at the
+first
 look. Its output file is so many lines of one that was made at the start. A batch whose metadata has
 ``{"state": "in_progress"}`` runs for ever.
 """

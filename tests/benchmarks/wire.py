@@ -1,4 +1,4 @@
-"""Callers that cost the measured process as little as can be: they share its two cores."""
+"""Callers that use little CPU time, as they share two cores with the measured process."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def call(
     method: str = "GET",
     kind: str = "application/json",
     body: bytes | Iterable[bytes] = b"",
+    accept: str = "*/*",
     keep: bool = True,
 ) -> Answer:
     """Make a call on a connection of its own; pieces of a body are sent as chunks.
@@ -73,6 +74,7 @@ def call(
         f"Host: {parts.netloc}",
         "Connection: close",
         f"Content-Type: {kind}",
+        f"Accept: {accept}",
         size,
         *(f"{name}: {value}" for name, value in HEADERS.items()),
     ]
@@ -135,14 +137,14 @@ def _joined(chunks: bytes) -> bytes:
 
 
 def check_results(answer: Answer, count: int) -> None:
-    """Hold results against what was asked for: every request once, and none that failed."""
+    """Check results: every request has one row, and none has failed."""
     rows = msgspec.json.decode(answer.body, type=_Results).results
     if len(rows) != count or {row.custom_id for row in rows} != {f"r{number}" for number in range(count)}:
         raise ValueError(f"{len(rows)} results instead of {count}")
 
 
 def check_created(answer: Answer, count: int) -> str:
-    """Hold a batch against what was handed in, as the provider counted it; give its id."""
+    """Check that the provider counted every submitted request, and return the batch's id."""
     batch_id: str = answer.json()["id"]
     if not batch_id.startswith(f"batch_{count}_"):
         raise ValueError(f"{batch_id} instead of {count} requests")
@@ -168,13 +170,13 @@ def json_body(count: int, size: int = 0, **fields: Any) -> bytes:
 
 
 def on_connections(urls: list[str], ask: Callable[[str], int]) -> int:
-    """Call with URLs on 8 threads, one each or all with the only one; give the sum."""
+    """Call URLs on 8 threads, one each or all the same one, and return the sum."""
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         return sum(threads.map(ask, (urls * CONNECTIONS)[:CONNECTIONS]))
 
 
 def timings(url: str, seconds: float, headers: dict[str, str], pause: float = 0) -> list[float]:
-    """Ask for a URL again and again on one connection, and give the seconds of each call."""
+    """Call a URL again and again on one connection, and return the seconds of each call."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc)
     taken: list[float] = []

@@ -1,1 +1,1 @@
-"""What goes on without a caller: one file per step, and the tick that runs them."""
+"""The work that needs no caller: one file per step, and the tick that runs the steps."""

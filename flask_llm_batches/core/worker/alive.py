@@ -1,4 +1,4 @@
-"""Whether anybody works."""
+"""Finds out whether a worker is alive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _MEMORY = 1.0  # seconds
 
 
 class WorkerAlive:
-    """Returns whether a worker of one app is alive, on any machine. It is asked for once a second at most."""
+    """Returns whether a worker of one app is alive, on any machine.
+
+    It asks the database once a second at most.
+    """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers

@@ -1,9 +1,13 @@
-"""Reads the results of a batch that has ended once: into the archive, and into the usage."""
+"""Reads the results of a batch that has ended, archives them and records their usage."""
 
 from __future__ import annotations
 
+import time
+
 from flask_llm_batches.core.lookup import Lookup
-from flask_llm_batches.core.results import DamagedRows, ResultReader
+from flask_llm_batches.core.parts import Parts
+from flask_llm_batches.core.results import ResultReader
+from flask_llm_batches.core.rows import DamagedRows
 from flask_llm_batches.core.worker.steps import Next
 from flask_llm_batches.errors import BatchFailed, BatchNotComplete, ResultsGone
 from flask_llm_batches.store.models import Record
@@ -18,15 +22,19 @@ class ArchiveResults:
     Args:
         lookup: Finds the batch.
         results: Reads its results.
+        parts: The parts of batches.
         retention: Days for which results are kept; with 0 they are only accounted for, or delivered.
     """
 
-    def __init__(self, lookup: Lookup, results: ResultReader, *, retention: int) -> None:
+    def __init__(self, lookup: Lookup, results: ResultReader, parts: Parts, *, retention: int) -> None:
+        self._parts = parts
         self._lookup = lookup
         self._results = results
         self._retention = retention
 
     def __call__(self, record: Record, _failures: int) -> Next:
+        if record.part_of is not None:
+            return self._collect(record)
         try:
             batch = self._lookup.ended_of(record)
         except BatchNotComplete:
@@ -42,3 +50,24 @@ class ArchiveResults:
         if self._retention > 0:
             then["expire"] = self._retention * _DAY
         return Next(f"{rows} rows", then=then)
+
+    def _collect(self, part: Record) -> Next:
+        """Keep the rows of a part until its batch has ended, and let what failed be submitted again."""
+        whole = self._parts.whole(part)
+        if whole is None or whole.archived_at is not None:
+            return Next("its batch has its rows already")
+        try:
+            failed, retryable = self._results.archive_part(part, self._lookup.ended_of(part))
+        except BatchNotComplete:
+            return Next("its results are not there yet", after=_WAIT)
+        except DamagedRows as damaged:
+            return Next(str(damaged), after=_WAIT)
+        except (BatchFailed, ResultsGone) as reason:
+            self._parts.read(part, {})
+            return Next(f"it has no results: {reason.code}")
+        values = {"failed_rows": failed, "archived_at": int(time.time())}
+        if part.retries and retryable:
+            self._parts.retry(part, frozenset(retryable), values)
+            return Next(f"{len(retryable)} requests are submitted again")
+        self._parts.read(part, values)
+        return Next(f"{part.requests} rows")

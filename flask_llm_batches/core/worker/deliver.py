@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from flask import current_app
 
-from flask_llm_batches.batch import Row, own_id
+from flask_llm_batches.batch import Row
 from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.handlers import Handler, Handlers
 from flask_llm_batches.core.worker.steps import Next
@@ -36,7 +36,7 @@ class Deliver:
 
     Args:
         handlers: Take the rows.
-        archive: Has them.
+        archive: Where the rows are.
         deliveries: How far they are delivered.
         retention: Days for which the archive is kept; with 0 it is deleted after the delivery.
     """
@@ -76,21 +76,25 @@ class Deliver:
             then["expire"] = 30 * _DAY if aside else 0
         return Next(f"{done} rows, {aside} set aside", then=then)
 
-    def again(self, record: Record, row: SetAside) -> bool:
-        """Deliver a row that was set aside, and return whether the handler takes it now."""
+    def again(self, record: Record, rows: Sequence[SetAside]) -> int:
+        """Deliver rows that were set aside, one by one, and return how many the handler takes now."""
         handler = self._handlers.find(record.on_results or "")
-        if handler is None:
-            return False
-        rows = chain.from_iterable(self._archive.rows(record))
-        for found in islice(rows, row.number, row.number + 1):
+        left, done = {row.number: row for row in rows}, 0
+        if handler is None or not left:
+            return 0
+        for number, found in enumerate(chain.from_iterable(self._archive.rows(record))):
+            if (row := left.pop(number, None)) is None:
+                continue
             try:
                 with self._deliveries.deliver_again(row):
-                    _call(handler, record, [_delivered(record, row.number, found)])
+                    _call(handler, record, [_delivered(record, number, found)])
             except Exception:
-                logger.exception("a handler still refuses row %r of %s", row.custom_id, own_id(record.uid))
+                logger.exception("a handler still refuses row %r of %s", row.custom_id, record.shown_id)
             else:
-                return True
-        return False
+                done += 1
+            if not left:
+                break
+        return done
 
     def _deliver(self, handler: Handler, record: Record, rows: Sequence[DeliveredRow], *, start: int) -> None:
         with self._deliveries.deliver(record, start=start, end=start + len(rows)):
@@ -101,7 +105,7 @@ class Deliver:
     ) -> int:
         """Deliver rows one by one, set aside those that the handler refuses, and return their number.
 
-        If it takes none of them, the rows are not what is wrong, and its error is raised.
+        If it refuses all of them, the fault is not in the rows, and its error is raised.
         """
         refused: list[Refused] = []
         at, aside = start, 0
@@ -114,7 +118,7 @@ class Deliver:
             except Exception as error:
                 if number == start + len(rows) - 1 and at == start and not broken:
                     raise
-                logger.warning("a handler refuses row %r of %s", row.custom_id, own_id(record.uid))
+                logger.warning("a handler refuses row %r of %s", row.custom_id, record.shown_id)
                 text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
                 refused.append(Refused(number, row.custom_id, text))
             else:
@@ -139,4 +143,4 @@ def _delivered(record: Record, number: int, row: Row) -> DeliveredRow:
 
 
 def _call(handler: Handler, record: Record, rows: Sequence[DeliveredRow]) -> None:
-    current_app.ensure_sync(handler)(rows, record.last_seen())
+    current_app.ensure_sync(handler)(rows, record.shown(record.last_seen()))

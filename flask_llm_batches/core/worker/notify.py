@@ -1,4 +1,4 @@
-"""Sends the webhooks of a batch that has ended, each until its target has taken it."""
+"""Sends the webhooks of a batch that has ended, each one until its target accepts it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Notify:
         target = self._targets.find(webhook.target)
         if target is None:
             return Tried("is not in LLM_BATCHES_WEBHOOKS any more")
-        body = event(webhook, record.last_seen().id)
+        body = event(webhook, record.shown_id)
         headers = signed(target.secrets, webhook, body)
         wait = _WAITS[webhook.attempts] if webhook.attempts < len(_WAITS) else None
         try:

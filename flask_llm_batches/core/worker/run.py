@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from flask import Flask, current_app
 
+from flask_llm_batches.core.files import Files
 from flask_llm_batches.core.worker.tick import Ticker
-from flask_llm_batches.errors import RecordUnavailable
+from flask_llm_batches.errors import RecordUnavailable, StorageUnavailable
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.store.tasks import Workers
 
@@ -26,9 +27,10 @@ _SEEN_EVERY = 5.0
 class Runner:
     """Runs workers of one app."""
 
-    def __init__(self, ticker: Ticker, workers: Workers) -> None:
+    def __init__(self, ticker: Ticker, workers: Workers, files: Files) -> None:
         self._ticker = ticker
         self._workers = workers
+        self._files = files
 
     def seen(self, name: str) -> None:
         """Record that a worker is alive."""
@@ -45,8 +47,9 @@ class Runner:
         for thread in threads:
             thread.start()
         while True:
-            with suppress(RecordUnavailable):  # which is logged
+            with suppress(RecordUnavailable, StorageUnavailable):  # which are logged
                 self._workers.seen(uid)
+                self._files.delete_expired()
             if stop.wait(_SEEN_EVERY):
                 break
         for thread in threads:

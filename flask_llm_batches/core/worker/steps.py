@@ -1,4 +1,4 @@
-"""What a step is."""
+"""The types of a step and of its result."""
 
 from __future__ import annotations
 

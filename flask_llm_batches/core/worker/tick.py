@@ -35,20 +35,19 @@ class Ticker:
         self._heartbeat = heartbeat
         self._steps = steps
 
-    def tick(self, *, budget: float | None, stop: Callable[[], bool], batch_uid: str | None = None) -> int:
+    def tick(self, *, budget: float | None, stop: Callable[[], bool]) -> int:
         """Run steps until none is due, and return their number.
 
         Args:
             budget: Seconds after which no further step begins; None for no limit.
             stop: Called before each step: whether to begin no further one.
-            batch_uid: Only the steps of this batch.
 
         Raises:
             RecordUnavailable: The database does not answer.
         """
         ends_at = None if budget is None else time.monotonic() + budget
         done = 0
-        task = None if stop() else self._tasks.claim(batch_uid=batch_uid)
+        task = None if stop() else self._tasks.claim()
         if task is None:
             return done
         with span("tick"):
@@ -57,8 +56,14 @@ class Ticker:
                 done += 1
                 if stop() or (ends_at is not None and time.monotonic() >= ends_at):
                     break
-                task = self._tasks.claim(batch_uid=batch_uid)
+                task = self._tasks.claim()
         return done
+
+    def run(self, batch_uid: str, step: str) -> None:
+        """Run one step of a batch, if it is due and nobody runs it."""
+        task = self._tasks.claim(batch_uid=batch_uid, step=step)
+        if task is not None:
+            self._run(task)
 
     def _run(self, task: Task) -> None:
         record = self._batches.by_uid(task.batch_uid)
@@ -67,10 +72,11 @@ class Ticker:
 
     def _do(self, task: Task, record: Record | None) -> None:
         step = self._steps.get(task.step)
-        if record is None or step is None:  # it was purged, or a newer version made the task
+        # the batch was purged, or a newer version of this package made the task
+        if record is None or step is None:
             self._tasks.done(task, then={})
             return
-        # A context of its own has a session of its own. Other workers see by the lease that this one lives.
+        # A context of its own has a session of its own. The lease shows other workers that this one is alive.
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
         with (
             app.app_context(),

@@ -1,4 +1,4 @@
-"""Anthropic: every parameter or an error, an upload and results that stream, lists with ``has_more``."""
+"""Anthropic: no parameter is lost, uploads and results are streamed, and lists have ``has_more``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 _BATCHES = "/v1/messages/batches"
 _HEAD, _TAIL = b'{"requests":[', b"]}"
 _CHUNK = 1 << 18
-_AS_IT_COMES = {"X-Stainless-Raw-Response": "stream"}  # what with_streaming_response says to the SDK's client
+_AS_IT_COMES = {"X-Stainless-Raw-Response": "stream"}  # as with_streaming_response tells the SDK's client
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -77,7 +77,7 @@ class AnthropicAdapter(Adapter):
 
     @classmethod
     def line(cls, custom_id: str, body: dict[str, msgspec.Raw], endpoint: str) -> dict[str, Any]:
-        """Return a request as Anthropic takes it: chat completions in its words, its own unchanged."""
+        """Return a request as Anthropic takes it: a chat completion is translated, a message is not."""
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise Unsuitable(
                 "Must be 1 to 64 letters, digits, dashes and underscores.", "custom_id", parameter=False

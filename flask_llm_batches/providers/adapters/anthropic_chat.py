@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from flask_llm_batches.providers.adapters.base import Unsuitable, rename_parameters
+from flask_llm_batches.providers.adapters.pictures import PICTURE, translate_pictures
 from flask_llm_batches.untrusted import TooMany, read_array, read_object, small
 
 # The parameters that mean the same in a chat completion and at Anthropic, those that only Anthropic has, and
@@ -16,6 +17,10 @@ _SAME = ("max_tokens", "messages", "model", "temperature", "top_p")
 _OWN = ("container", "output_config", "stop_sequences", "system", "thinking", "top_k")
 MESSAGES = "/v1/messages"
 """Anthropic's own endpoint."""
+
+# Anthropic needs a limit, and OpenAI does not. Every model of Anthropic's can write that much:
+# https://platform.claude.com/docs/en/about-claude/models/overview
+_MAX_TOKENS = 4096
 
 _TAKEN = {name: name for name in (*_SAME, *_OWN)} | {
     "max_completion_tokens": "max_tokens",
@@ -79,24 +84,22 @@ def to_params(body: dict[str, msgspec.Raw]) -> dict[str, Any]:
         Unsuitable: Something of it would be lost.
     """
     params = rename_parameters(body, _TAKEN, _REFUSED)
-    if "max_tokens" not in params:
-        needed = "Anthropic needs one: give max_tokens or max_completion_tokens."
-        raise Unsuitable(needed, "body", "max_tokens", parameter=False)
+    params.setdefault("max_tokens", _MAX_TOKENS)
     if "stop_sequences" in params and bytes(memoryview(params["stop_sequences"])[:1]) == b'"':
         params["stop_sequences"] = [params["stop_sequences"]]
     try:
-        _move_system(params)
+        _translate_messages(params)
     except TooMany as error:
         raise Unsuitable(str(error), "body", "messages", parameter=False) from None
     return params
 
 
-def _move_system(params: dict[str, Any]) -> None:
-    """Move the system messages, which come first, to where Anthropic takes them.
+def _translate_messages(params: dict[str, Any]) -> None:
+    """Move the system messages, which come first, to where Anthropic takes them, and translate pictures.
 
     Raises:
         TooMany: There are very many messages, or parts of one.
-        Unsuitable: Anthropic takes no such system messages.
+        Unsuitable: Anthropic takes no such system messages, or no such pictures.
     """
     try:
         messages = read_array(params.get("messages", _NO_MESSAGES), _MAX_ITEMS)
@@ -106,6 +109,11 @@ def _move_system(params: dict[str, Any]) -> None:
     leading = 0
     for index, turn in enumerate(turns):
         if turn.role not in _SYSTEM:
+            content = bytes(turn.content)
+            if content.startswith(b"[") and PICTURE in content:
+                translated = read_object(messages[index])
+                translated["content"] = _encode(translate_pictures(turn.content, index))
+                messages[index] = _encode(translated)
             continue
         at = ("body", "messages", index)
         if index != leading:
@@ -113,13 +121,17 @@ def _move_system(params: dict[str, Any]) -> None:
         for name in read_object(messages[index]).keys() - {"role", "content"}:
             raise Unsuitable("Not part of a system message at Anthropic.", *at, name)
         leading += 1
+    params["messages"] = messages[leading:]
     if not leading:
         return
     if "system" in params:
         raise Unsuitable("Given twice: as a message, too.", "body", "system")
     contents = [turn.content for turn in turns[:leading]]
     params["system"] = contents[0] if leading == 1 else [block for raw in contents for block in _blocks(raw)]
-    params["messages"] = messages[leading:]
+
+
+def _encode(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _blocks(content: msgspec.Raw) -> list[Any]:

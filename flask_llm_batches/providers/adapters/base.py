@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class Page(NamedTuple):
-    """A page of a provider's list, newest first."""
+    """A page of a list of batches, newest first.
+
+    Attributes:
+        batches: The batches.
+        has_more: Whether there is a next page.
+    """
 
     batches: Sequence[Batch]
     has_more: bool
@@ -113,7 +118,7 @@ class Adapter:
 
     @classmethod
     def client_args(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of any-llm's client: those given, and what it cannot be told later."""
+        """Return the arguments of any-llm's client: ``given``, and what can only be set when it is made."""
         return given
 
     @property
@@ -141,7 +146,7 @@ class Adapter:
         return {"custom_id": custom_id, "method": "POST", "url": endpoint, "body": body}
 
     async def upload(self, spool: Path) -> str:
-        """Upload the requests, where that is a call of its own. Until it has ended there is no batch.
+        """Upload the requests, if that is a call of its own. Before it has ended, there is no batch.
 
         Returns:
             What ``create`` takes.
@@ -171,7 +176,7 @@ class Adapter:
     def promised(cls, batch: Batch) -> tuple[int, int]:
         """Return the least number of results, and of rows, that a batch which has ended must have."""
         if not cls.streams_results:
-            return 0, 0  # SDKs leave some out
+            return 0, 0  # SDKs may leave rows out
         completed, failed = _counted(batch)
         if cls.leaves_files:
             completed = completed if batch.output_file_id else 0

@@ -1,4 +1,4 @@
-"""The lines of output and error files, in OpenAI's form, and what they say of failed requests."""
+"""Reads the lines of output and error files, in OpenAI's form, and why requests failed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Line(msgspec.Struct, gc=False):
 
 
 def read_reason(error: msgspec.Raw) -> Any:
-    """Return why a request failed, as the provider has it, unless that is absurdly long."""
+    """Return the provider's reason for a failed request, unless it is very long."""
     return msgspec.json.decode(error) if size(error) <= SMALL else "The provider's reason is too long"
 
 
 def error_of(body: object) -> Mapping[str, Any]:
-    """Return the error in the body of an answer: its ``error``, all of it as at Mistral, or a text."""
+    """Return the error in the body of an answer: its ``error``, the whole body (as at Mistral), or a text."""
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):
         return inner

@@ -3,17 +3,21 @@
 from flask_llm_batches.store.models.api_keys import ApiKey, ApiKeyRow
 from flask_llm_batches.store.models.base import Base, Leased
 from flask_llm_batches.store.models.batches import (
+    QUEUED,
     UNSETTLED,
     BatchRow,
     IdempotencyKey,
     IdempotencyRow,
+    Lane,
+    LaneRow,
     ManifestRow,
     ProviderRow,
     Record,
     UsageRow,
 )
-from flask_llm_batches.store.models.objects import ChunkRow, ObjectRow
+from flask_llm_batches.store.models.objects import ChunkRow, File, FileRow, ObjectRow
 from flask_llm_batches.store.models.work import (
+    OwnerRow,
     SetAside,
     SetAsideRow,
     Task,
@@ -24,17 +28,23 @@ from flask_llm_batches.store.models.work import (
 )
 
 __all__ = [
+    "QUEUED",
     "UNSETTLED",
     "ApiKey",
     "ApiKeyRow",
     "Base",
     "BatchRow",
     "ChunkRow",
+    "File",
+    "FileRow",
     "IdempotencyKey",
     "IdempotencyRow",
+    "Lane",
+    "LaneRow",
     "Leased",
     "ManifestRow",
     "ObjectRow",
+    "OwnerRow",
     "ProviderRow",
     "Record",
     "SetAside",

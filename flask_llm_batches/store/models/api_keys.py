@@ -43,3 +43,8 @@ class ApiKey:
     admin: bool
     created_at: int
     revoked_at: int | None
+
+    @property
+    def state(self) -> str:
+        """``revoked``, ``admin`` or ``valid``."""
+        return "revoked" if self.revoked_at is not None else "admin" if self.admin else "valid"

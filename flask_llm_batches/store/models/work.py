@@ -10,6 +10,21 @@ from sqlalchemy.orm import Mapped, mapped_column
 from flask_llm_batches.store.models.base import BINARY, ID, Base, Leased
 
 
+class OwnerRow(Base):
+    """An owner with limits, whose creates lock this row so that they come one after the other.
+
+    Attributes:
+        name: The owner.
+        turns: How often it was locked.
+    """
+
+    __tablename__ = "llm_batches_owner"
+    __table_args__ = (BINARY,)
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    turns: Mapped[int] = mapped_column(BigInteger)
+
+
 class TaskRow(Leased, Base):
     """A step that a worker has to do for a batch. Its lease is held by the worker that does it.
 

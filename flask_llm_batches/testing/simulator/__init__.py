@@ -17,14 +17,14 @@ from flask import Request as FlaskRequest
 from werkzeug.wrappers import Request, Response
 
 from flask_llm_batches.testing.simulator import anthropic, mistral, openai
-from flask_llm_batches.testing.simulator.batches import Respond, SimulatedBatch, echo
-from flask_llm_batches.testing.simulator.protocol import WireProtocol, no_such
+from flask_llm_batches.testing.simulator.batches import FINAL, Respond, SimulatedBatch, echo
+from flask_llm_batches.testing.simulator.protocol import Refused, WireProtocol, no_such
 from flask_llm_batches.testing.simulator.server import Server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["Call", "SimulatedBatch", "Simulator"]
+__all__ = ["Call", "SimulatedBatch", "Simulator", "echo"]
 
 PROTOCOLS = (openai.PROTOCOL, anthropic.PROTOCOL, mistral.PROTOCOL)
 
@@ -76,6 +76,8 @@ class Simulator:
         calls: Every call, oldest first.
         hang_ups: The calls whose caller hung up before the end of the response.
         respond: The argument; may be replaced at any time.
+        token_limit: How many tokens the batches of a model may have that run at the same time; None for no
+            limit. OpenAI says so after the create, with a batch that fails, and the others with a 429.
         next_batch_id: The id of the next batch, for ids of another shape than the provider's.
         rewrite: Called with every call and its response; returns the response to send, for tests of wrong
             answers. None changes nothing.
@@ -88,6 +90,7 @@ class Simulator:
         self.seconds = seconds
         self.calls: list[Call] = []
         self.hang_ups: list[Call] = []
+        self.token_limit: int | None = None
         self.next_batch_id: str | None = None
         self.rewrite: Callable[[Call, Response], Response] | None = None
         self.lock = threading.RLock()
@@ -103,17 +106,17 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """The base URL for OpenAI's SDK: ``http://127.0.0.1:PORT/v1``."""
+        """The base URL for OpenAI's SDK, ``http://127.0.0.1:PORT/v1``."""
         return self.settings["api_base"]
 
     @property
     def settings(self) -> dict[str, str]:
-        """OpenAI's entry for ``LLM_BATCHES_PROVIDERS``: ``{"openai": simulator.settings}``."""
+        """OpenAI's entry for ``LLM_BATCHES_PROVIDERS``, as in ``{"openai": simulator.settings}``."""
         return self.providers["openai"]
 
     @property
     def providers(self) -> dict[str, dict[str, str]]:
-        """``LLM_BATCHES_PROVIDERS`` with all three: ``{"openai": {"api_key", "api_base"}, ...}``."""
+        """``LLM_BATCHES_PROVIDERS`` with all three, ``{"openai": {"api_key", "api_base"}, ...}``."""
         root = f"http://127.0.0.1:{self._server.port}"
         return {
             protocol.name: {"api_key": self.api_key, "api_base": root + protocol.base}
@@ -215,8 +218,14 @@ class Simulator:
         self._faults.append(_Fault(on, act))
 
     def add(self, batch: SimulatedBatch) -> None:
-        """Add a batch."""
+        """Add a batch.
+
+        Raises:
+            Refused: There is no room for it. OpenAI's fail later.
+        """
         with self.lock:
+            if batch.protocol != openai.NAME and not self._has_room(batch):
+                raise Refused("This request would exceed your account's rate limit", status=429)
             self._batches[batch.protocol, batch.id] = batch
 
     def new_id(self, id_: str) -> str:
@@ -231,12 +240,28 @@ class Simulator:
             batch = self._batches.get((protocol, batch_id))
             if batch is None:
                 raise no_such("Batch", batch_id)
+            is_new = batch.protocol == openai.NAME and batch.status == "validating" and not batch.errors
+            if is_new and not self._has_room(batch):
+                batch.errors.append(openai.no_room(str(batch.model), self.token_limit or 0))
             batch.look()
             return batch
 
     def newest_first(self, protocol: str) -> list[str]:
         """Return the ids of a protocol's batches."""
         return [batch.id for batch in reversed(self.batches) if batch.protocol == protocol]
+
+    def _has_room(self, batch: SimulatedBatch) -> bool:
+        if self.token_limit is None:
+            return True
+        tokens = batch.tokens
+        for other in self.batches:
+            if other.protocol == batch.protocol and other.model == batch.model and other is not batch:
+                if other.status == "validating" and other.protocol == openai.NAME:
+                    continue
+                other.look()
+                if other.status not in FINAL:
+                    tokens += other.tokens
+        return tokens <= self.token_limit
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 """The body of a response, or a status and a body."""
 
@@ -34,6 +36,7 @@ class SimulatedBatch:
         write_row: Returns a line of its output.
         respond: Answers a request; see ``Simulator``.
         seconds: How long it runs; None until ``finish`` or another method ends it.
+        tokens: How many count against ``Simulator.token_limit``: a fourth of the bytes of its bodies.
     """
 
     protocol: str
@@ -51,8 +54,10 @@ class SimulatedBatch:
     output: list[bytes] = field(default_factory=list, repr=False)
     error_output: list[bytes] = field(default_factory=list, repr=False)
     running_since: float | None = None
+    tokens: int = 0
 
     def __post_init__(self) -> None:
+        self.tokens = sum(len(msgspec.json.encode(line["body"])) for line in self.requests) // 4
         self.times["created_at"] = now = int(time.time())
         self.times["expires_at"] = now + 24 * 3600
 
@@ -117,6 +122,11 @@ class SimulatedBatch:
                 self._settle("errored", 400, {"error": {"type": f"{code}_error", "message": message}})
         self.errors.append({"code": code, "message": message, "param": None, "line": line})
         self._become("failed")
+
+    @property
+    def model(self) -> object:
+        """The model of its first request."""
+        return self.requests[0]["body"].get("model") if self.requests else None
 
     @property
     def _left(self) -> int:

@@ -197,6 +197,18 @@ def _find_problem(
     return None
 
 
+def no_room(model: str, limit: int) -> dict[str, Any]:
+    """Return the error of a batch that has too many tokens, with those of others.
+
+    The words are those of https://github.com/openai/openai-python/issues/2084.
+    """
+    message = (
+        f"Enqueued token limit reached for {model} in organization org-simulated. Limit: {limit:,} enqueued "
+        "tokens. Please try again once some in_progress batches have been completed."
+    )
+    return _problem(None, "token_limit_exceeded", message)
+
+
 def _problem(line: int | None, code: str, message: str, param: str | None = None) -> dict[str, Any]:
     return {"code": code, "line": line, "message": message, "param": param}
 

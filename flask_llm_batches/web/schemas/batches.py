@@ -9,12 +9,14 @@ import msgspec
 from marshmallow import Schema, ValidationError, fields, validate
 
 from flask_llm_batches.batch import STATUSES
-from flask_llm_batches.core.create import (
+from flask_llm_batches.config import MAX_RETRIES
+from flask_llm_batches.core.asked import (
     DEFAULT_ENDPOINT,
     MAX_METADATA,
     MAX_METADATA_KEY,
     MAX_METADATA_VALUE,
 )
+from flask_llm_batches.core.files import EXPIRES_AFTER
 from flask_llm_batches.core.lists import MAX_PAGE
 from flask_llm_batches.core.requests import MAX_CUSTOM_ID_LENGTH
 from flask_llm_batches.errors import InvalidJSON, ValidationFailed
@@ -86,8 +88,8 @@ class _AskedSchema(RequestSchema):
         load_default=None,
         validate=validate.Length(min=1, max=255),
         metadata={
-            "description": "`provider:model`; may be left out if every request names it so.",
-            "pattern": "^[^:/]+[:/].+",
+            "description": "`provider:model`, or a name that this server knows; may be left out if every "
+            "request names it, and must be with a file.",
         },
     )
     completion_window = fields.String(
@@ -98,12 +100,18 @@ class _AskedSchema(RequestSchema):
         validate=validate.Regexp(
             r"/[A-Za-z0-9_./-]{1,255}\Z", error="Not a path such as /v1/chat/completions."
         ),
-        metadata={"pattern": "^/[A-Za-z0-9_./-]{1,255}$"},  # "\\Z" is Python's own
+        metadata={
+            "pattern": "^/[A-Za-z0-9_./-]{1,255}$",  # "\\Z" is Python's own
+            "description": "Others, such as `/v1/embeddings`, where the provider takes them.",
+        },
     )
     user = fields.String(
         load_default=None,
         allow_none=True,
         validate=[validate.Length(min=1, max=MAX_OWNER_LENGTH), no_control_characters],
+        metadata={
+            "description": "The owner of the batch. Only an admin may name another one than themselves."
+        },
     )
     on_results = fields.String(
         load_default=None,
@@ -135,15 +143,62 @@ def _pairs(kind: type[fields.Dict]) -> fields.Dict:
     )
 
 
+def _retries(*, strict: bool) -> fields.Integer:
+    return fields.Integer(
+        load_default=None,
+        allow_none=True,
+        strict=strict,
+        validate=validate.Range(0, MAX_RETRIES),
+        metadata={
+            "description": "How often requests that failed for a reason that passes are submitted again."
+        },
+    )
+
+
 class LinesQuerySchema(CreateQuerySchema, _AskedSchema):
     """The query of a create whose body is JSONL."""
 
+    retries = _retries(strict=False)
     metadata = _pairs(JSONObject)
 
 
+class ExpirySchema(RequestSchema):
+    """When a file expires, in OpenAI's form."""
+
+    anchor = fields.String(load_default="created_at", validate=validate.OneOf(["created_at"]))
+    seconds = fields.Integer(
+        required=True, strict=True, validate=validate.Range(EXPIRES_AFTER.start, EXPIRES_AFTER.stop - 1)
+    )
+
+
 class CreateBatchSchema(CreateQuerySchema, _AskedSchema):
-    requests = RawArray(required=True, metadata=_REQUESTS)
+    requests = RawArray(load_default=None, metadata=_REQUESTS)
+    input_file_id = fields.String(
+        load_default=None,
+        allow_none=True,
+        metadata={"description": "A file that has the requests. Ignored if there are `requests`."},
+    )
+    output_expires_after = fields.Nested(
+        ExpirySchema,
+        load_default=None,
+        allow_none=True,
+        metadata={"description": "When the files of the results expire, counted from the end of the batch."},
+    )
+    retries = _retries(strict=True)
     metadata = _pairs(fields.Dict)
+
+
+def _dollars(rates: str, attribute: str) -> fields.Decimal:
+    return fields.Decimal(
+        required=True,
+        allow_none=True,
+        as_string=True,
+        attribute=attribute,
+        metadata={
+            "type": "string",
+            "description": f"US dollars for the prompts alone, {rates}; null if they are not known.",
+        },
+    )
 
 
 class CheckedSchema(Schema):
@@ -153,11 +208,31 @@ class CheckedSchema(Schema):
     requests = fields.Integer(required=True)
     bytes = fields.Integer(required=True, attribute="size")
     provider = fields.String(required=True)
+    parts = fields.Integer(
+        required=True, metadata={"description": "How many batches the provider would get."}
+    )
+    estimated_tokens = fields.Integer(
+        required=True,
+        attribute="tokens",
+        metadata={"description": "About how many tokens the prompts have: a fourth of the bytes."},
+    )
+    estimated_cost = _dollars("at the provider's batch rates", "cost")
+    standard_cost = _dollars("at its standard rates", "standard_cost")
     warnings = fields.List(fields.String(), required=True)
 
 
 class BatchQuerySchema(RequestSchema):
-    provider = fields.String(validate=validate.Length(min=1))
+    provider = fields.String(
+        validate=validate.Length(min=1),
+        metadata={"description": "At which provider; not needed for batches that were made here."},
+    )
+
+
+class RetrieveQuerySchema(BatchQuerySchema):
+    include = fields.String(
+        validate=validate.OneOf(["parts"]),
+        metadata={"description": "`parts`: what of it is at which provider, and its links to retries."},
+    )
 
 
 class ListQuerySchema(BatchQuerySchema):
@@ -172,7 +247,8 @@ class ListQuerySchema(BatchQuerySchema):
     limit = fields.Integer(load_default=20, validate=validate.Range(min=1, max=MAX_PAGE))
 
 
-def _nullable_time(moment: str) -> fields.Integer:
+def nullable_time(moment: str) -> fields.Integer:
+    """Return the field of a time in Unix seconds."""
     return fields.Integer(required=True, allow_none=True, metadata={"description": f"When it {moment}."})
 
 
@@ -197,14 +273,14 @@ class BatchSchema(Schema):
     output_file_id = fields.String(required=True, allow_none=True)
     error_file_id = fields.String(required=True, allow_none=True)
     created_at = fields.Integer(required=True)
-    in_progress_at = _nullable_time("began to run")
-    expires_at = _nullable_time("will expire")
-    finalizing_at = _nullable_time("began to write its output")
-    completed_at = _nullable_time("was completed")
-    failed_at = _nullable_time("failed")
-    expired_at = _nullable_time("expired")
-    cancelling_at = _nullable_time("began to be cancelled")
-    cancelled_at = _nullable_time("was cancelled")
+    in_progress_at = nullable_time("began to run")
+    expires_at = nullable_time("will expire")
+    finalizing_at = nullable_time("began to write its output")
+    completed_at = nullable_time("was completed")
+    failed_at = nullable_time("failed")
+    expired_at = nullable_time("expired")
+    cancelling_at = nullable_time("began to be cancelled")
+    cancelled_at = nullable_time("was cancelled")
     request_counts = fields.Nested(RequestCountsSchema, required=True, allow_none=True)
     metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True, allow_none=True)
     usage = fields.Raw(required=True, allow_none=True, metadata={"type": "object"})
@@ -255,7 +331,12 @@ def load_create(body: bytes) -> dict[str, Any]:
         raise ValidationFailed.of("The body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJSON(f"The body is not valid JSON: {error}") from None
-    return load(_CREATE, data if requests is None else {**data, "requests": requests})
+    loaded = load(_CREATE, data if requests is None else {**data, "requests": requests})
+    expiry = loaded.pop("output_expires_after")
+    loaded["output_expires_after"] = None if expiry is None else expiry["seconds"]
+    # Clients that submit requests have to name a file, and name one that is none.
+    loaded["input_file_id"] = None if loaded["requests"] is not None else loaded["input_file_id"] or None
+    return loaded
 
 
 def _known_values(content: memoryview) -> dict[str, msgspec.Raw]:

@@ -27,9 +27,24 @@ class ErrorDetailsSchema(Schema):
     param = fields.String(required=True, allow_none=True)
 
 
+class LimitSchema(Schema):
+    """A limit of an owner."""
+
+    name = fields.String(required=True, metadata={"description": "`batches`, `requests` or `dollars`."})
+    limit = fields.Float(required=True)
+    used = fields.Float(required=True)
+    left = fields.Float(required=True)
+    resets_at = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "When a month ends; null where the end of batches makes room."},
+    )
+
+
 class ErrorSchema(Schema):
     """An error. Otari's clients read ``detail``: a string, or a list of fields."""
 
     detail = fields.Raw(required=True, metadata={"anyOf": [{"type": "string"}, _FIELD_DETAILS]})
     error = fields.Nested(ErrorDetailsSchema, required=True)
     status = fields.String(metadata={"description": "The batch's, with a 409 of its results."})
+    limit = fields.Nested(LimitSchema, metadata={"description": "The limit, with `owner_limit_reached`."})

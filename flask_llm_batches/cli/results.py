@@ -1,0 +1,127 @@
+"""The command that writes the results of a batch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import click
+import msgspec
+from flask.cli import with_appcontext
+
+from flask_llm_batches.batch import Row
+from flask_llm_batches.cli.group import FAILED, MISUSED, Failure, owner_option, provider_option
+from flask_llm_batches.cli.output import for_people, plain
+from flask_llm_batches.current import current_llm_batches
+from flask_llm_batches.delivery import DeliveredRow
+from flask_llm_batches.jsonl import encode_lines
+from flask_llm_batches.principal import Owner
+from flask_llm_batches.web.usage import cell
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    for row in rows:
+        error = (None, None) if row.error is None else (row.error.code, row.error.message)
+        writer.writerow([cell(value) for value in (row.custom_id, _text_of(row), *error)])
+    return text.getvalue().encode()
+
+
+def _text(rows: Sequence[Row]) -> bytes:
+    return "".join(map(_paragraph, rows)).encode("utf-8", "replace")
+
+
+def _paragraph(row: Row) -> str:
+    text = _text_of(row) if row.error is None else f"{row.error.code}: {row.error.message}"
+    lines = (
+        [plain(line) if line else "" for line in (text or "").splitlines()] if for_people() else [text or ""]
+    )
+    return "\n".join([f"== {plain(row.custom_id)}{'' if row.error is None else ' failed'}", *lines, "", ""])
+
+
+def _text_of(row: Row) -> str | None:
+    result = None if row.result is None else msgspec.json.decode(row.result)
+    return DeliveredRow(row.custom_id, result, row.error, "").text
+
+
+_HEAD = b'"custom_id","text","error_code","error_message"\r\n'
+_FORMATS: dict[str, tuple[bytes, Callable[[Sequence[Row]], bytes]]] = {
+    "jsonl": (b"", encode_lines),
+    "csv": (_HEAD, _csv),
+    "text": (b"", _text),
+}
+
+
+@click.command(epilog="Example: flask llm-batches results batch_0123456789abcdef --format csv -o labels.csv")
+@click.argument("batch_id")
+@owner_option
+@provider_option
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="By default standard output."
+)
+@click.option("--failed", is_flag=True, help="Only the rows that have an error.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(_FORMATS)),
+    default="jsonl",
+    show_default=True,
+    help="jsonl: the whole rows. csv: custom_id, text and error. text: what the models wrote.",
+)
+@click.pass_context
+@with_appcontext
+def results(
+    context: click.Context,
+    batch_id: str,
+    owner: Owner,
+    provider: str | None,
+    output: str | None,
+    form: str,
+    *,
+    failed: bool,
+) -> None:
+    """Write the results of a batch that has ended.
+
+    FILE is written when all rows are there, and not before. The exit code is 1 if a row has failed.
+    """
+    head, write = _FORMATS[form]
+    found = current_llm_batches.results(
+        batch_id, owner=owner, provider=provider, status="failed" if failed else None
+    )
+    failures = rows = 0
+    with closing(found), _written(output) as file:
+        file.write(head)
+        for group in found.groups():
+            rows += len(group or ())
+            failures += sum(row.error is not None for row in group or ())
+            file.write(write(group or ()))
+        file.flush()
+    if output is not None:
+        click.echo(f"{rows:,} rows, of which {failures:,} failed, are in {output}", err=True)
+    if failures:
+        context.exit(FAILED)
+
+
+@contextmanager
+def _written(output: str | None) -> Iterator[IO[bytes]]:
+    """Open the output. A file has its name only when the block has ended without an error."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    path = Path(output)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise Failure(f"{output} cannot be written: {error.strerror}", MISUSED) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -1,0 +1,269 @@
+"""Batches of several parts, and parts that take the place of others.
+
+For its provider, a part is a batch of its own. It is as safe from crashes as any other batch: the intent is
+recorded first, it has a uid of its own, and it is never submitted twice. If the provider has no room for a
+part, or lost it, another part with the same requests replaces it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+from flask_llm_batches.batch import FINISHED, Batch
+from flask_llm_batches.core.merged import (
+    NO_ROOM,
+    count_replaced,
+    is_cancelled,
+    is_refused,
+    merged,
+    reason_of,
+)
+from flask_llm_batches.core.sources import Sources
+from flask_llm_batches.core.webhooks import Targets
+from flask_llm_batches.errors import LLMBatchesError, RequestsGone
+from flask_llm_batches.log import get_logger
+from flask_llm_batches.providers.clients import Providers
+from flask_llm_batches.signals import batch_finished, send
+from flask_llm_batches.store import parts as store
+from flask_llm_batches.store.batches import Batches
+from flask_llm_batches.store.intents import NewPart
+from flask_llm_batches.store.lanes import Lanes
+from flask_llm_batches.store.models import Record
+from flask_llm_batches.store.queue import Queue
+
+logger = get_logger(__name__)
+
+_LIMIT = re.compile(r"Limit: ([0-9][0-9,]{0,20}) enqueued tokens")
+_DAY = 24 * 3600
+_MOST_PARTS = 2000  # of one batch: a provider may name any limit
+_LONGEST_MESSAGE = 2000
+_READ = 3600  # seconds for which somebody may still read the archives of parts
+_WAIT = 30  # seconds until a part is submitted again that was refused although nothing else was there
+_MOST_REFUSALS = 40  # in a row, within about nine hours, after which a part has failed
+
+
+class Parts:
+    """The parts of one app's batches.
+
+    Args:
+        batches: Where batches are recorded.
+        parts: Where their parts are found and changed.
+        queue: Where parts wait.
+        lanes: The limits of providers.
+        sources: Where their requests are kept.
+        providers: Where they run.
+        targets: The targets of webhooks.
+        retention: Days for which requests are kept after the end of a batch.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        parts: store.Parts,
+        queue: Queue,
+        lanes: Lanes,
+        sources: Sources,
+        providers: Providers,
+        targets: Targets,
+        *,
+        retention: int,
+    ) -> None:
+        self._batches = batches
+        self._parts = parts
+        self._queue = queue
+        self._lanes = lanes
+        self._sources = sources
+        self._providers = providers
+        self._targets = targets
+        self._retention = retention
+
+    def of(self, whole: Record) -> Sequence[Record]:
+        """Return the parts of a batch, oldest first."""
+        return self._parts.of(whole.uid)
+
+    def whole(self, part: Record) -> Record | None:
+        """Return the batch that has a part; None if it was purged."""
+        return self._batches.by_uid(part.part_of or "")
+
+    def changed(self, part: Record) -> None:
+        """Update the batch of a part that has changed."""
+        whole = self.whole(part)
+        if whole is None or whole.status in FINISHED:
+            return
+        batch = merged(whole, self.of(whole))
+        if batch.to_dict() == whole.snapshot:
+            return
+        then = {"archive": 0.0, "notify": 0.0} if self._targets.of(whole) else {"archive": 0.0}
+        expire_at = int(time.time()) + self._retention * _DAY
+        if self._parts.changed(whole, batch, then=then, expire_at=expire_at):
+            logger.info("batch %r of %d requests is %s", whole.shown_id, whole.requests, batch.status)
+            send(batch_finished, batch=whole.shown(batch), owner=whole.owner)
+
+    def follow(self, part: Record, batch: Batch) -> Batch:
+        """Do what the state of a part asks for, once it is recorded, and return the part as it is then.
+
+        A part of a batch that is being cancelled, or does not need it any more, is cancelled. If its provider
+        had no room for it, it waits again. Its batch is updated.
+        """
+        if batch.status in ("validating", "in_progress") and not self._is_needed(part):
+            batch = self._cancel(part) or batch
+        if batch.status == "in_progress" and part.status == "validating":
+            self._lanes.taken(part.provider, part.model)
+        if is_refused(part, batch):
+            self._wait_again(part, batch)
+        if batch.finished:
+            self._parts.hasten(part.provider, part.model)
+        self.changed(part)
+        return batch
+
+    def _is_needed(self, part: Record) -> bool:
+        """Return whether a part that runs is to go on. It may have turned up when others had replaced it."""
+        whole = self.whole(part)
+        if whole is None or whole.status in ("cancelling", *FINISHED):
+            return False
+        return count_replaced(self.of(whole))[part.uid] < part.requests
+
+    def fail(self, part: Record, error: LLMBatchesError) -> None:
+        """Record that a part that waits cannot be submitted."""
+        described = {"code": error.code, "line": None, "message": str(error), "param": None}
+        if self._queue.failed(part, [described]) is not None:
+            # What a provider said is quoted: a line feed in it would start a new line of the log.
+            logger.warning("a part of batch %s failed: %r", part.part_of, str(error))
+            self.changed(part)
+
+    def is_wanted(self, part: Record) -> bool:
+        """Return whether a part that waits is to be submitted; one of a cancelled batch is cancelled."""
+        whole = self.whole(part)
+        if whole is not None and not is_cancelled(whole):
+            return True
+        self._queue.cancelled(part)
+        self.changed(part)
+        return False
+
+    def divide(self, part: Record, *, tokens: int) -> bool:
+        """Replace a part that waits by smaller ones of about so many tokens.
+
+        Returns:
+            Whether it is replaced. A part of one request is not, nor is one of a batch of very many parts.
+        """
+        pieces = max(2, -(-(part.tokens or 0) // tokens))
+        most = -(-part.requests // pieces)
+        whole = self.whole(part)
+        if whole is None or most == part.requests:
+            return False
+        if len(self.of(whole)) + min(pieces, part.requests) > _MOST_PARTS:
+            return False
+        new = self._sources.pieces(part, of=most, retries=part.retries or 0)
+        if self._parts.replace(whole, part, new):
+            logger.info(
+                "a part of batch %s is divided into %d, for a limit of %d tokens",
+                whole.shown_id,
+                len(new),
+                tokens,
+            )
+        return True
+
+    def retry(self, part: Record, custom_ids: Set[str], values: Mapping[str, Any]) -> None:
+        """Let the failed requests of a part be submitted again, and record what was read of it."""
+        whole = self.whole(part)
+        if whole is not None and not is_cancelled(whole):
+            try:
+                new = self._sources.pieces(
+                    part, of=part.requests, wanted=custom_ids, retries=(part.retries or 1) - 1
+                )
+            except RequestsGone:
+                new = []
+            if new:
+                self._parts.replace(whole, part, new, values)
+                return
+        self.read(part, values)
+
+    def read(self, part: Record, values: Mapping[str, Any]) -> None:
+        """Record what was read of a part whose requests are not submitted again."""
+        self._parts.collected(part, values)
+        self.changed(part)
+
+    def expire_archives(self, whole: Record) -> None:
+        """Let the archives of the parts of a batch be deleted soon: the batch has one of its own now."""
+        self._parts.expire_archives(whole.uid, at=int(time.time()) + _READ)
+
+    def cancel(self, whole: Record) -> None:
+        """Cancel a batch: the parts that wait at once, and the others at their providers.
+
+        Parts that are being submitted are cancelled by ``follow``, and so are those whose provider fails now.
+        """
+        at = int(time.time())
+        batch = replace(whole.last_seen(), status="cancelling", cancelling_at=at)
+        if not is_cancelled(whole) and not self._parts.cancel(whole, batch):
+            return
+        parts = self.of(whole)
+        for part in parts:
+            if part.state == "accepted" and part.status not in FINISHED:
+                self._cancel(part)
+        if parts:
+            self.changed(parts[0])
+
+    def _cancel(self, part: Record) -> Batch | None:
+        try:
+            batch = self._providers.cancel(part.provider, str(part.batch_id))
+        except LLMBatchesError as error:
+            logger.warning("a part of batch %s is not cancelled yet: %r", part.part_of, str(error))
+            return None
+        return self._batches.seen(part, batch.remembering(part.snapshot))[0]
+
+    def queue(self, record: Record, batch: Batch) -> Batch | None:
+        """Queue a batch that its provider has no room for, if the provider still has its requests.
+
+        It keeps its id, and has one part from then on.
+        """
+        if not batch.input_file_id or not self._providers.adapter_of(record.provider).leaves_files:
+            return None
+        self._learn(record, batch)
+        whole = self._queue.split(record, [_again(record, batch.input_file_id)], requested_by=None)
+        whole = whole or self._batches.by_uid(record.uid)
+        return None if whole is None or whole.state != "split" else whole.last_seen()
+
+    def _wait_again(self, part: Record, batch: Batch) -> None:
+        """Queue the requests of a part again that its provider has no room for, or does not have."""
+        whole = self.whole(part)
+        if whole is None or is_cancelled(whole) or any(one.replaces == part.uid for one in self.of(whole)):
+            return
+        if reason_of(batch).get("code") == NO_ROOM and self._learn(part, batch) > _MOST_REFUSALS:
+            final = {**reason_of(batch), "code": "no_room"}
+            self._batches.seen(part, replace(batch, errors={"object": "list", "data": [final]}))
+        else:
+            self._parts.replace(whole, part, [_again(part, batch.input_file_id)])
+
+    def _learn(self, part: Record, batch: Batch) -> int:
+        """Remember what a refusal says about the room; return how often the model was refused in a row."""
+        return self._lanes.no_room(
+            part.provider, part.model, tokens=part.tokens or 0, limit=_limit_in(batch), wait=_WAIT
+        )
+
+
+def _again(part: Record, input_file_id: str | None) -> NewPart:
+    """Return a part with the same requests as another one."""
+    return NewPart(
+        uuid.uuid4().hex,
+        part.provider,
+        part.model,
+        part.requests,
+        part.tokens or 0,
+        part.source,
+        (),
+        part.retries or 0,
+        input_file_id=None if part.source else input_file_id,
+        copies=part.uid,
+    )
+
+
+def _limit_in(batch: Batch) -> int | None:
+    """Return the limit that OpenAI names in the words of a refusal."""
+    message = reason_of(batch).get("message")
+    found = _LIMIT.search(message[:_LONGEST_MESSAGE]) if isinstance(message, str) else None
+    return int(found[1].replace(",", "")) or None if found else None
