@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Extra options for pytest: make test OPTIONS='-k idempotency'
 OPTIONS ?=
 
-.PHONY: demo test test-slow test-lowest test-wheel lint format bench clean
+.PHONY: demo test test-slow test-lowest test-wheel lint format docs bench clean
 
 demo: .venv/.demo
 	$(BIN)/python -m example_app
@@ -23,13 +23,13 @@ test-python-%: .venv/.lowest
 test-slow: .venv/.test .venv/.clients
 	$(BIN)/python -m pytest -n auto -m slow
 
-# All tests, with the lowest versions that pyproject.toml allows.
+# All tests but those that kill processes or drive a browser, with the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest .venv/.clients
 	rm -rf .venv/lowest
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest
-	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable '.[celery,demo,storage]' --group test
+	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable '.[celery,demo,storage,swagger]' --group test
 	ln -s ../clients .venv/lowest/clients
-	.venv/lowest/bin/python -m pytest -n auto
+	.venv/lowest/bin/python -m pytest -n auto -k 'not killed and not browser'
 
 # The demo with the built wheel, in a new environment outside the source tree.
 test-wheel: .venv/bin/python
@@ -48,6 +48,10 @@ format: .venv/.lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The site, in .venv/docs. The reference comes from the code, so every page is read again.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs .venv/docs
+
 # Takes some minutes. "python -m tests.benchmarks create results" runs only these two benchmarks.
 bench: .venv/.test
 	$(BIN)/python -m tests.benchmarks
@@ -61,9 +65,11 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 
-# Clients that conflict with other packages. Node's client needs node and npm.
+# Clients that conflict with other packages: openai-batch brings a package "tests". Node's client needs node and npm.
 .venv/.clients: .venv/bin/python
 	$(BIN)/python -m pip install --quiet --target .venv/clients/otari-0.3.0 'otari==0.3.0'
+	$(BIN)/python -m pip install --quiet --target .venv/clients/litellm litellm
+	$(BIN)/python -m pip install --quiet --target .venv/clients/openai-batch --no-deps openai-batch
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
 		mkdir -p .venv/clients/node && npm install --silent --no-audit --no-fund --prefix .venv/clients/node openai; \
 	fi
@@ -73,6 +79,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
-.venv/.test .venv/.lint .venv/.lowest: .venv/.%: .venv/bin/python pyproject.toml
+.venv/.test .venv/.lint .venv/.docs .venv/.lowest: .venv/.%: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable . --group $*
 	@touch $@
