@@ -118,14 +118,16 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     ):
         config = Path(__file__).parent / "schemathesis.toml"
         location = f"{server.url}/v1/batches/openapi.json"
-        options = ["--header", f"Authorization: Bearer {MASTER_KEY}", "--checks=all", "-n", "25", "--seed=1"]
         command = [
             str(Path(sys.executable).parent / "schemathesis"),
             f"--config-file={config}",
             "run",
             location,
         ]
+        options = ["--header", f"Authorization: Bearer {MASTER_KEY}", "--checks=all", "-n", "25", "--seed=1"]
+        # How long a call takes to be generated and answered says more about the machine than about the app.
+        options += ["--suppress-health-check=too_slow", "--request-timeout=60", "--max-response-time=60"]
         run = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
     assert "passed" in run.stdout
     assert "Traceback" not in server.log
