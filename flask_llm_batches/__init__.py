@@ -86,7 +86,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Late: every pytest run in this environment imports the package, for the plugin in it.
+    # Imported late: pytest imports this package in every run, because it has a plugin.
     for home, names in _HOMES.items():
         if name in names:
             value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)

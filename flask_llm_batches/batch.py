@@ -39,7 +39,7 @@ NO_FILE = ""
 """The ``input_file_id`` of a batch that was made of requests: typed clients want a string."""
 
 OutputKind = Literal["output", "error"]
-"""The files that the results of a batch are in: those that have a result, and the others."""
+"""The files of a batch's results: ``output`` has the rows with a result, and ``error`` has the others."""
 
 
 def output_uid(batch_uid: str, kind: OutputKind) -> str:
@@ -67,7 +67,7 @@ FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 LAG = 2 * 3600
-"""Seconds for which providers may be behind with the files of a batch that has ended."""
+"""Seconds after the end of a batch during which its files may still be incomplete at the provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +75,9 @@ class Batch:
     """OpenAI's batch object and the provider it is at.
 
     Times are Unix seconds. ``request_counts`` has ``total``, ``completed`` and ``failed``; ``errors`` has
-    ``data``, a list of ``{"code", "line", "message", "param"}``. Two fields are ours: ``owner``, which is
-    None for a batch without a record, and ``replayed``, which is true in the answer to a create whose batch
-    an earlier create with the same ``Idempotency-Key`` made.
+    ``data``, a list of ``{"code", "line", "message", "param"}``. Two fields are ours: ``owner`` is None for a
+    batch without a record; ``replayed`` is true if an earlier create with the same ``Idempotency-Key`` made
+    the batch that a create returns.
     """
 
     id: str
@@ -113,7 +113,7 @@ class Batch:
 
     @property
     def settled(self) -> bool:
-        """Whether a batch that has ended did so long ago, so that nothing about it will change."""
+        """Whether a batch that has ended did so long enough ago that nothing about it will change."""
         known = [at for at in (getattr(self, f"{self.status}_at"), self.expires_at) if at is not None]
         return min(known, default=self.created_at + 24 * 3600) + LAG < time()
 
@@ -214,7 +214,7 @@ class RowError(msgspec.Struct, frozen=True, gc=False):
     def of(cls, code: str, message: str, status: int | None = None) -> Self:
         """Return the error for a code and, if the provider gave one, a status.
 
-        The same errors pass at all providers: 408, 429 and 5xx, requests that the batch did not run, and rows
+        These are retryable at all providers: 408, 429 and 5xx, requests that the batch did not run, and rows
         that are missing or damaged.
         """
         if status is None:

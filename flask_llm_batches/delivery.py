@@ -25,8 +25,8 @@ class DeliveredRow:
         custom_id: The id of the request.
         result: The body of the provider's answer, such as a chat completion.
         error: Why there is none.
-        delivery_id: The same whenever this row is delivered: effects outside of the database can be
-            recognised by it.
+        delivery_id: The same whenever this row is delivered. Use it to avoid repeating effects outside of the
+            database.
     """
 
     custom_id: str

@@ -1,4 +1,4 @@
-"""What can go wrong; each error knows its HTTP status and its code.
+"""The errors of the package, each with its HTTP status and its code.
 
 ``str(error)`` is for the caller: it never holds a key, or text of a provider that is not meant for callers.
 """
@@ -15,10 +15,10 @@ REQUIRED = "Missing data for required field."
 
 
 SOUGHT = "is being looked for at the provider"
-"""Why a batch has no answer yet, if it is not known whether the provider has it."""
+"""The part of a message that says that it is not known whether the provider has a batch."""
 
 
-_WHEN_BATCHES_END = 60  # seconds until it makes sense to ask again
+_WHEN_BATCHES_END = 60  # seconds after which some batches may have ended
 
 
 class ConfigurationError(ValueError):
@@ -26,7 +26,7 @@ class ConfigurationError(ValueError):
 
 
 class NotStored(LookupError):
-    """There is no object with this key in the storage; ``core`` knows what that means to the caller."""
+    """The storage has no object with this key. Callers get another error, which ``core`` raises."""
 
 
 class LLMBatchesError(Exception):
@@ -211,7 +211,7 @@ class RequestsGone(LLMBatchesError):
 class IdempotencyInProgress(LLMBatchesError):
     """The first create with this ``Idempotency-Key`` has no answer yet.
 
-    It is still running, or its batch, whose id is then in the message, is being looked for at the provider.
+    Either it is still running, or its batch is being looked for at the provider. The message then has the id.
     """
 
     status, code = 409, "idempotency_in_progress"
@@ -238,7 +238,7 @@ class IdempotencyMismatch(LLMBatchesError):
 
 
 class AdoptionRefused(LLMBatchesError):
-    """A batch cannot be recorded as the one that an operator named."""
+    """An operator cannot adopt or give up this batch."""
 
     status, code = 409, "adoption_refused"
 
@@ -337,7 +337,7 @@ class OwnerLimitReached(LLMBatchesError):
         what = f"{name} at once" if resets_at is None else f"{name} a month"
         super().__init__(
             f"Your limit is {limit:,} {what}: {left:,} are left, and this batch needs {asked:,}. "
-            f"More are there when {when}.",
+            f"More are available when {when}.",
             retry_after=str(_WHEN_BATCHES_END if resets_at is None else max(1, resets_at - int(time.time()))),
             should_retry=False,
             extra={
@@ -356,7 +356,7 @@ class ProviderFailed(LLMBatchesError):
     """The provider failed, or refused our credentials.
 
     Attributes:
-        upstream_status: The HTTP status of its answer; None if there was none, or it made no sense.
+        upstream_status: The HTTP status of its answer; None if there was no answer, or it could not be read.
     """
 
     status, code = 502, "provider_error"
@@ -382,7 +382,7 @@ class SpoolUnavailable(LLMBatchesError):
 
 
 class StorageUnavailable(LLMBatchesError):
-    """What is stored could not be read or written."""
+    """The storage could not be read or written."""
 
     status, code = 503, "storage_unavailable"
 

@@ -36,7 +36,7 @@ class LLMBatches:
     """The extension. One instance serves any number of apps; all state is in the apps.
 
     Args:
-        app: Initialised at once; otherwise call ``init_app`` in the factory.
+        app: The app to initialise now; without it, call ``init_app`` in the factory.
         db: The host's Flask-SQLAlchemy, whose metadata then has our tables. Without it, the one that the app
             already has; without that, a SQLite file in ``app.instance_path``, made at the first use.
 

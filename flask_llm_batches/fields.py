@@ -15,8 +15,8 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-_LATEST = 253_402_300_800  # the year 10,000, which no library for dates knows
-_MOST = 1 << 53  # what every JSON parser reads as it is
+_LATEST = 253_402_300_800  # the year 10,000, which libraries for dates do not support
+_MOST = 1 << 53  # every JSON parser reads smaller integers exactly
 _PROBLEMS = 100
 _HALF = re.compile("[\ud800-\udfff]")
 

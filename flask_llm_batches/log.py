@@ -35,7 +35,7 @@ def request_id() -> str | None:
 
 @contextmanager
 def caused_by(request_id: str | None) -> Iterator[None]:
-    """Let the lines that are logged in the block name a request."""
+    """Add the id of a request to the lines that are logged in the block."""
     token = _of_step.set(request_id)
     try:
         yield

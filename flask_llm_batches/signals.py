@@ -44,5 +44,5 @@ def send(signal: NamedSignal, **payload: Any) -> None:
         try:
             app.ensure_sync(receiver)(app, **payload)
         except Exception:
-            # What the signal is about has happened: an error would make the caller pay for it again.
+            # The signal's event has happened: after an error, the caller would repeat the call and pay again.
             logger.exception("a receiver of %s failed", signal.name)

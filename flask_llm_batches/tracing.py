@@ -15,13 +15,13 @@ except ImportError:  # pragma: no cover  # a test does this in a process of its 
 def span(name: str, *, current: bool = True, **attributes: str | int) -> Iterator[None]:
     """Run the block in a span.
 
-    An error in the block is named by its class: its text may be a provider's.
+    The span has the class of an error in the block, but not its text, which may be a provider's.
 
     Args:
-        name: After ``llm_batches.``.
+        name: The name, without ``llm_batches.``.
         current: Whether spans in the block are children of this one. False for a block with a ``yield``,
             which would leave its context to the caller.
-        attributes: After ``llm_batches.``.
+        attributes: The attributes, without ``llm_batches.`` in their names.
     """
     if trace is None:  # pragma: no cover
         yield

@@ -78,7 +78,7 @@ def is_longer(array: msgspec.Raw | bytes | memoryview, limit: int) -> bool:
 
 
 def _has_commas(content: memoryview, count: int) -> bool:
-    """Return whether there are so many commas. To count items takes memory for each that is allowed."""
+    """Return whether there are at least ``count`` commas, in constant memory."""
     for start in range(0, content.nbytes, _PIECE):
         count -= bytes(content[start : start + _PIECE]).count(b",")
         if count <= 0:
@@ -111,7 +111,7 @@ def small(value: msgspec.Raw) -> msgspec.Raw:
 
 
 def check_text(value: msgspec.Raw | bytes | memoryview) -> None:
-    """Check that bytes are UTF-8: msgspec does not look at what it passes on.
+    """Check that bytes are UTF-8, which msgspec does not check in a ``Raw`` value.
 
     Raises:
         UnicodeDecodeError: They are not.

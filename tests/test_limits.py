@@ -46,7 +46,7 @@ def test_batches_at_once(make_host: MakeHost, database_url: str, llm_provider: S
     error = answer.get_json()
     assert error["error"]["code"] == "owner_limit_reached"
     said = "Your limit is 2 batches at once: 0 are left, and this batch needs 1."
-    assert error["detail"] == f"{said} More are there when batches end."
+    assert error["detail"] == f"{said} More are available when batches end."
     assert error["limit"] == {"name": "batches", "limit": 2, "used": 2, "left": 0, "resets_at": None}
     assert (answer.headers["Retry-After"], answer.headers["X-Should-Retry"]) == ("60", "false")
     assert post(app, "bob", 1).status_code == 200

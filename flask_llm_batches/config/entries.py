@@ -21,7 +21,7 @@ _SHORTEST_SECRET = 16  # bytes; Standard Webhooks recommends 24 to 64
 
 
 def provider_name(name: str) -> str:
-    """Return a provider's name in the form of the record. Names are not case-sensitive."""
+    """Return a provider's name as it is recorded. Names are not case-sensitive."""
     return name.strip().lower()
 
 
@@ -31,7 +31,7 @@ class ProviderSettings:
 
     Attributes:
         name: How callers address it, in lower case. They may write it in any case.
-        kind: any-llm's name for it, for a second entry of the same kind:
+        kind: any-llm's name for it, if the entry has another name:
             ``{"eu": {"provider": "openai", "api_base": "..."}}``.
         api_key: Its key; None leaves it to any-llm's environment variable.
         api_base: Another address than the provider's own.

@@ -56,11 +56,11 @@ class Settings:
             "secret": "whsec_..."}}``.
         models: ``provider:model`` for the names of models that callers use, and for patterns with one ``*``:
             ``{"gpt-4o-mini": "anthropic:claude-haiku-4-5", "claude-*": "anthropic:claude-*"}``.
-        retries: How often requests that failed for a reason that passes are submitted again, 0 to 5, unless a
-            create says so.
-        files_url_prefix: Where the files of OpenAI's API are; None for nowhere. ``"beside"`` is a path beside
-            each prefix of the batches that has a parent: ``/v1/files`` beside ``/v1/batches``. The models are
-            beside the files.
+        retries: How often requests that failed for a temporary reason are submitted again, 0 to 5. A create
+            may set its own number.
+        files_url_prefix: Where the files of OpenAI's API are; None for nowhere. ``"beside"`` is a path next
+            to each prefix of the batches: ``/v1/files`` for ``/v1/batches``, and none for ``/batches``. The
+            models are next to the files.
     """
 
     providers: Mapping[str, ProviderSettings] | None = field(default=None, repr=False)

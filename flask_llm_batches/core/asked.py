@@ -67,7 +67,7 @@ class Asked(NamedTuple):
         on_results: The name of the handler that takes the rows.
         webhook: The name of the webhook for its end.
         output_seconds: How long the files of its results last; None for as long as the results.
-        retries: How often requests that failed for a reason that passes are submitted again.
+        retries: How often requests that failed for a temporary reason are submitted again.
     """
 
     provider: str

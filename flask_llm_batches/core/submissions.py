@@ -84,7 +84,7 @@ class Submissions:
             webhook: The name of a webhook in ``LLM_BATCHES_WEBHOOKS`` that a worker sends when it has ended.
             output_expires_after: Seconds after its end when the files of its results expire, 3,600 to
                 2,592,000; by default they last as long as the results.
-            retries: How often requests that failed for a reason that passes are submitted again, 0 to 5;
+            retries: How often requests that failed for a temporary reason are submitted again, 0 to 5;
                 ``LLM_BATCHES_RETRIES`` by default.
 
         Returns:

@@ -33,7 +33,7 @@ class NewPart(NamedTuple):
         tokens: About how many tokens their prompts have.
         source: The uid of the file that has them; None if ``input_file_id`` has them.
         manifest: Their ``custom_id``s, as ``manifests.pack`` returns them.
-        retries: How often they are submitted again if they fail for a reason that passes.
+        retries: How often they are submitted again if they fail for a temporary reason.
         input_file_id: The provider's file that has them.
         copies: The uid of a part with the same manifest, which is copied.
     """

@@ -54,7 +54,7 @@ class BatchRow(Leased, Base):
         source: ``FileRow.uid`` of the file that has its requests; null if they are not kept.
         tokens: About how many tokens its prompts have.
         turn: The order of queued parts of the same provider and model; null for what was not queued.
-        retries: How often requests that failed for a reason that passes are still submitted again.
+        retries: How often requests that failed for a temporary reason are still submitted again.
         reserved: About what its prompts cost, in billionths of a US dollar; null if nobody asked.
         retry_of: The batch whose failed requests it has: ``BatchRow.uid``; null if there is none.
     """

@@ -150,7 +150,7 @@ def _retries(*, strict: bool) -> fields.Integer:
         strict=strict,
         validate=validate.Range(0, MAX_RETRIES),
         metadata={
-            "description": "How often requests that failed for a reason that passes are submitted again."
+            "description": "How often requests that failed for a temporary reason are submitted again."
         },
     )
 
