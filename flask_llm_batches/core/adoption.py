@@ -38,8 +38,8 @@ class Adopter:
     def look_up(self, batch_id: str, *, owner: str, provider: str | None) -> None:
         """Adopt the batch with a provider's id if it is an unsettled batch, without a search.
 
-        Only those providers are called at which the owner has an unsettled batch. A create whose answer could
-        not be recorded is found in this way at once, even while its process is still alive.
+        Only providers at which the owner has an unsettled batch are called. In this way, a create whose
+        answer could not be recorded is found at once, even while its process is still alive.
 
         Raises:
             LLMBatchesError: A provider did not answer.
@@ -114,12 +114,12 @@ class Adopter:
         self._batches.not_there(record)
 
     def strangers(self, provider: str, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches without a uid that are not recorded for any entry of the same kind."""
+        """Return the batches without a uid that are not recorded for any provider of the same kind."""
         known = self._recorded(provider, [batch.id for batch in batches])
         return [batch for batch in batches if batch.id not in known and batch.uid is None]
 
     def _recorded(self, provider: str, batch_ids: Collection[str]) -> set[str | None]:
-        """Return those ids that are recorded for a provider, or for another entry of the same kind."""
+        """Return the ids that are recorded for a provider, or another one of the same or an unknown kind."""
         kind = self._providers.kind_of(provider)
         return {
             one.batch_id

@@ -15,7 +15,7 @@ from flask_llm_batches.providers.adapters import Submission
 DEFAULT_ENDPOINT = "/v1/chat/completions"
 
 MAX_METADATA = 16
-"""The most pairs of metadata, at OpenAI. One of the provider's is ours, so the last one is kept here only."""
+"""The most pairs of metadata, at OpenAI. We add one, so the provider gets only 15 of the caller's 16."""
 
 MAX_METADATA_KEY, MAX_METADATA_VALUE = 64, 512
 """The most characters of a key and of a value, at OpenAI."""
@@ -32,7 +32,7 @@ class Checked(NamedTuple):
         tokens: About how many tokens their prompts have: a fourth of their bytes.
         cost: What so many tokens of prompts cost at batch rates, in US dollars; None if that is not known.
         standard_cost: What they cost at standard rates.
-        warnings: What would differ from the request.
+        warnings: What would differ from the request, or needs a worker that is not alive.
     """
 
     provider: str
@@ -65,8 +65,8 @@ class Asked(NamedTuple):
         model: Its model.
         submission: What is submitted besides the requests.
         on_results: The name of the handler that takes the rows.
-        webhook: The name of the webhook for its end.
-        output_seconds: How long the files of its results last; None for as long as the results.
+        webhook: The name of the webhook that is sent when the batch has ended.
+        output_seconds: Seconds for which the files of its results last; None for as long as the results.
         retries: How often requests that failed for a temporary reason are submitted again.
     """
 

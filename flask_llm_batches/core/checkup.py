@@ -27,7 +27,7 @@ from flask_llm_batches.store.health import Health, Load
 from flask_llm_batches.store.models import Lane
 
 _LATE = 300  # seconds after which a step that is due is late, although a worker is alive
-_CLOCK = 60  # seconds by which a clock may be wrong: leases and signatures take several minutes
+_CLOCK = 60  # seconds by which a clock may be wrong: signatures of webhooks allow for five minutes
 _MIB = 1024 * 1024
 
 
@@ -67,7 +67,7 @@ class Checkup:
             yield self._stored()
         yield from self._disk()
         if self._settings.providers is None:
-            yield Finding("providers", fact="every one of any-llm: LLM_BATCHES_PROVIDERS is not set")
+            yield Finding("providers", fact="all of any-llm's, as LLM_BATCHES_PROVIDERS is not set")
         lanes = self._health.token_limits() if database.problem is None else ()
         for name in self._settings.providers or ():
             yield self._provider(name, [one for one in lanes if one.provider == name], live=live)
@@ -106,7 +106,7 @@ class Checkup:
             return Finding(
                 subject,
                 f"It cannot be written to and read: {error}",
-                "Check LLM_BATCHES_STORAGE, the space that is left there, and its rights; the log says more.",
+                "Check LLM_BATCHES_STORAGE, its free space and its permissions; the log says more.",
             )
         return Finding(subject, fact=f"written and read in {(time.monotonic() - began) * 1000:.0f} ms")
 
@@ -125,7 +125,7 @@ class Checkup:
                 yield Finding(
                     subject,
                     f"{folder} cannot be written to: {error.strerror}.",
-                    f"Free space there, mend its rights, or let {setting} name another folder.",
+                    f"Free space there, fix its permissions, or set {setting} to another folder.",
                 )
                 continue
             fact = f"{free // _MIB:,} MiB free in {folder}"
@@ -133,7 +133,7 @@ class Checkup:
                 yield Finding(
                     subject,
                     f"Only {fact}; one create may need {self._settings.max_content_length // _MIB:,} MiB.",
-                    f"Free space there, or let {setting} name another folder.",
+                    f"Free space there, or set {setting} to another folder.",
                 )
             else:
                 yield Finding(subject, fact=fact)
@@ -183,13 +183,13 @@ class Checkup:
             yield Finding(
                 "deliveries",
                 f"A handler refuses rows, which were set aside: {load.set_aside}.",
-                "Run: flask llm-batches deliveries; when the handler is mended, add --again BATCH_ID.",
+                "Run: flask llm-batches deliveries; when the handler is fixed, add --again BATCH_ID.",
             )
         if load.given_up:
             yield Finding(
                 "webhooks",
                 f"{load.given_up} were given up, as their target did not take them.",
-                "Run: flask llm-batches webhooks; when the target is mended, add --again BATCH_ID.",
+                "Run: flask llm-batches webhooks; when the target is fixed, add --again BATCH_ID.",
             )
 
     def _worker(self, load: Load) -> Finding:

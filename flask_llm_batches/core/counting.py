@@ -10,11 +10,11 @@ import msgspec
 from flask_llm_batches.store.usage import Tokens
 from flask_llm_batches.untrusted import SMALL, TooMany, size, small
 
-# Prices may depend on how long a prompt is, from 100,000 tokens on: shorter ones are summed up in one band,
-# longer ones in bands of 1,000 tokens.
+# Prices may depend on the length of a prompt, but only from 100,000 tokens on. So prompts of up to 50,000
+# tokens are summed up in one band, and longer ones in bands of 1,000 tokens.
 _SHORT, _BAND, _LONGEST = 50_000, 1_000, 2_000_000
 
-# A provider may invent a model for each row: further ones are counted as one, without a price.
+# A provider may name another model in each row: after ten, all others are counted as one, without a price.
 _MODELS, _NAME_LENGTH = 10, 255
 NO_MODEL = "no model"
 """The model of tokens without a price: of too many models, and of results whose usage cannot be used."""

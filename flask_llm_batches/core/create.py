@@ -267,8 +267,8 @@ class Creator:
         if not recorded:
             # After an error the caller would create the batch again, and pay twice.
             logger.error(
-                "batch %r at %r is accepted, but not recorded as such. This process tries to as long as it "
-                "lives; should it end before: flask llm-batches reconcile --adopt %s=%r",
+                "batch %r at %r is accepted, but not recorded as such. This process keeps trying. If it ends "
+                "before it succeeds, run: flask llm-batches reconcile --adopt %s=%r",
                 batch.id,
                 batch.provider,
                 record.uid,

@@ -1,4 +1,4 @@
-"""What is inside of a batch, for people who want to know."""
+"""The parts of a batch, and the batches that ``retry`` links to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flask_llm_batches.store.parts import Parts
 
 
 class Part(NamedTuple):
-    """A part of a batch. A batch that its provider got as it is has one part.
+    """A part of a batch. A batch that was submitted as one has one part.
 
     Attributes:
         provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
@@ -22,7 +22,7 @@ class Part(NamedTuple):
         model: The model of its requests.
         status: ``queued``, a status of OpenAI's, or ``replaced`` if another part has all of its requests.
         request_counts: As ``Batch`` has them.
-        estimated_tokens: About how many tokens its prompts have; None if nobody knows.
+        estimated_tokens: About how many tokens its prompts have; None if that is not known.
         created_at: When it was recorded, in Unix seconds.
         ended_at: When it ended; None until then.
         errors: As ``Batch`` has them.
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """What is inside of a batch.
+    """The parts of a batch, and its links.
 
     Attributes:
         parts: Its parts, oldest first.
@@ -54,7 +54,7 @@ class Detail(NamedTuple):
 
 
 class Details:
-    """Shows what is inside of the batches of one app."""
+    """Returns the details of one app's batches."""
 
     def __init__(self, lookup: Lookup, batches: Batches, parts: Parts) -> None:
         self._lookup = lookup
@@ -62,7 +62,7 @@ class Details:
         self._parts = parts
 
     def of(self, batch_id: str, *, owner: str | None, provider: str | None) -> Detail:
-        """Return what is inside of a batch.
+        """Return the details of a batch.
 
         Raises:
             BatchNotFound: It has no record.
@@ -70,7 +70,7 @@ class Details:
         return self.of_record(self._lookup.record_of(batch_id, owner=owner, provider=provider))
 
     def of_record(self, record: Record) -> Detail:
-        """Return what is inside of a batch of the record."""
+        """Return the details of a batch of the record."""
         parts = self._parts.of(record.uid)
         replaced = count_replaced(parts)
         old = None if record.retry_of is None else self._batches.by_uid(record.retry_of)

@@ -62,7 +62,7 @@ class Upload:
     """A file that is being uploaded.
 
     Attributes:
-        filename: As its owner names it; may be set until the end.
+        filename: As its owner names it; may be set until the block ends.
         expires_after: Seconds after which it is deleted; None for ``LLM_BATCHES_RETENTION``.
         file: The finished file; set when the block has ended.
     """
@@ -223,7 +223,7 @@ class Files:
         Args:
             file_id: Its id.
             owner: Whose file it must be.
-            keep_waiting: Called while a provider is silent: whether to keep waiting for the first rows.
+            keep_waiting: Called while a provider sends nothing; returns whether to wait for the first rows.
 
         Raises:
             NoSuchFile: There is none, or it is somebody else's, or it has expired.

@@ -1,4 +1,4 @@
-"""Calls that are repeated every few seconds while something lasts, such as the extension of a lease."""
+"""Repeats calls every few seconds, such as those that extend a lease while a step runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Beat = Callable[[], bool]
 class Heartbeat:
     """Repeats calls for one app, on one daemon thread that ends when there is nothing to repeat.
 
-    What lasts for less than one period costs only an entry in a dict.
+    A call that is removed within one period is never made.
     """
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ class Fingerprint:
     def add(self, line: bytes) -> None:
         """Add a request, as a line of the spool."""
         if len(line) <= SMALL:
-            # kept as written, such as an integer of 5,000 digits
+            # what cannot be decoded is hashed as written, such as an integer of 5,000 digits
             with suppress(msgspec.DecodeError, RecursionError):
                 line = _encode(_decode(line))
         self._digest.update(line)

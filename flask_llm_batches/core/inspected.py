@@ -12,7 +12,7 @@ from flask_llm_batches.store.models import SetAside, Webhook
 from flask_llm_batches.store.usage import UsageSum
 
 MOST_COUNTED = 1000
-"""Up to how many batches with a status are counted: more are not read."""
+"""The most batches with one status that are counted."""
 
 
 class Some(NamedTuple):
@@ -35,7 +35,7 @@ class Overview(NamedTuple):
         queued: Those that wait, or that their provider checks.
         failed: Those that failed.
         completed: Those that have completed.
-        days: The cost of each day with one, by the day's first second, in US dollars.
+        days: The cost in US dollars of each day that has one, by the day's first second in Unix time.
         worker_alive: Whether a worker is alive.
     """
 
@@ -48,13 +48,13 @@ class Overview(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """All about a batch but its rows.
+    """Everything about a batch except its rows.
 
     Attributes:
         batch: As it is now.
         stale: Why the batch is shown as last seen; None if it is as it is now.
         sought: Whether its create got no answer, so that it is looked for at the provider.
-        detail: What is inside of it.
+        detail: Its parts and its links.
         usage: What it used, by model.
         archived_at: When its results were archived; None if they are not in the archive.
         on_results: The handler of its rows; None if there is none.
@@ -98,7 +98,7 @@ class Failures(NamedTuple):
         groups: The most frequent first; at most a hundred.
         others: How many failed with other codes.
         rows: How many rows were read.
-        complete: Whether these are all rows.
+        complete: Whether all rows were read.
     """
 
     groups: Sequence[Failure]
@@ -108,13 +108,13 @@ class Failures(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """A request and what came of it.
+    """A request and its result.
 
     Attributes:
         request: The line that its provider got; None if it was not found.
-        why_no_request: Why not.
+        why_no_request: Why the request was not found.
         row: The row of the results; None if it was not found.
-        why_no_row: Why not.
+        why_no_row: Why the row was not found.
     """
 
     request: bytes | None

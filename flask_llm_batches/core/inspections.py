@@ -1,4 +1,4 @@
-"""What people look at: an overview, and all about one batch. The calls are a part of the service."""
+"""Calls of the service for people: an overview of batches, and the details of one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Inspections:
         return [record.shown(record.last_seen()) for record in newest]
 
     def inspect(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Inspected:
-        """Return all about a batch but its rows. If its provider fails, the batch is shown as last seen.
+        """Return everything about a batch except its rows. If its provider fails, it is shown as last seen.
 
         Args:
             batch_id: The id.
@@ -134,7 +134,7 @@ class Inspections:
             batch_id: The id.
             owner: Whose batch it must be.
             provider: Whose id it is; may be left out if no other provider has used it.
-            seconds: For how long rows are read. A large batch has more.
+            seconds: For how long rows are read. This may be too short for a large batch.
 
         Raises:
             BatchNotComplete: The batch still runs.
@@ -176,7 +176,7 @@ class Inspections:
             custom_id: Which request.
             owner: Whose batch it must be.
             provider: Whose id it is; may be left out if no other provider has used it.
-            seconds: For how long each of them is looked for.
+            seconds: For how long to look for the request, and then for the row.
         """
         record = self._record(batch_id, owner, provider)
         request, no_request = self._request(record, custom_id, time.monotonic() + seconds)

@@ -25,8 +25,8 @@ from flask_llm_batches.store.queue import Queue
 logger = get_logger(__name__)
 
 _BUDGET = 20.0  # seconds after which a worker looks at what else is due
-_BUSY = 5.0  # seconds until a lane is looked at again that another process serves, or that validates a part
-_FULL = 60.0  # and one that is full: the end of a part wakes it earlier
+_BUSY = 5.0  # seconds until the next look at a lane that another process serves, or whose part is validated
+_FULL = 60.0  # the same for a lane that is full; if a part ends, the next look is earlier
 _FIRST_WAIT, _LONGEST_WAIT = 5, 900
 _LEARNED = 3600  # seconds for which a limit is remembered
 _MOST_FAILURES = 60  # in a row, within about fourteen hours, after which a part has failed
@@ -58,7 +58,7 @@ class Dispatcher:
         self._heartbeat = heartbeat
 
     def __call__(self, whole: Record) -> Next:
-        """Submit what waits of the providers and models that a batch waits for, whoever owns it."""
+        """Submit the waiting parts in all lanes that a batch has waiting parts in, whoever owns them."""
         ends_at = time.monotonic() + _BUDGET
         waiting = [part for part in self._parts.of(whole) if part.state == "queued"]
         waits = [

@@ -19,8 +19,8 @@ class Limits:
     Attributes:
         batches: Batches that have not ended.
         requests: Requests in them.
-        dollars: US dollars in a calendar month, in UTC. It is what the results of that month cost, and about
-            what the prompts cost of batches whose results nobody has read yet. What has no known price does
+        dollars: US dollars in a calendar month, in UTC: the cost of the results that were read in it, and an
+            estimate for the prompts of batches whose results were not read yet. What has no known price does
             not count.
     """
 

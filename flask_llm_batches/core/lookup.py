@@ -130,7 +130,7 @@ class Lookup:
         raise BatchNotFound(f"Batch '{batch_id}' not found")
 
     def record_of(self, batch_id: str, *, owner: str | None = None, provider: str | None = None) -> Record:
-        """Return the record of a batch, by default whoever owns it.
+        """Return the record of a batch; without ``owner``, of any owner.
 
         Raises:
             BatchNotFound: There is none.
@@ -211,7 +211,7 @@ class Lookup:
         batch_id = place.batch_id if record is None else str(record.batch_id)
         try:
             batch = self._providers.cancel(place.provider, batch_id)
-        except ProviderRejected as error:  # its words may have its own id, which the caller does not know
+        except ProviderRejected as error:  # it may name the provider's id, which the caller does not know
             name = batch_id if record is None else record.shown_id
             raise ProviderRejected(str(error).replace(batch_id, name)) from None
         return shown(record, self.seen(record, batch))
@@ -285,7 +285,7 @@ class Lookup:
     def _fresh(self, record: Record | None) -> Batch | None:
         """Return a running batch as last seen, if it was refreshed just now or somebody else refreshes it.
 
-        None means that the provider must be asked, as always when no worker is alive.
+        None means that the provider must be asked; without a worker, that is always so.
         """
         if record is None or record.batch_id is None or record.status in FINISHED or not self._worker_alive():
             return None

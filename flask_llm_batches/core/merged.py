@@ -1,4 +1,4 @@
-"""What parts make of a batch: its status, its counts, its errors and its times."""
+"""Computes a batch from its parts: its status, its counts, its errors and its times."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_refused(record: Record, batch: Batch) -> bool:
 
 
 def count_replaced(parts: Iterable[Record]) -> Counter[str]:
-    """Return how many requests of each part others submit again, by the uid of the part."""
+    """Return how many requests of each part are submitted again by other parts, by the uid of the part."""
     replaced: Counter[str] = Counter()
     for part in parts:
         if part.replaces is not None:
@@ -42,7 +42,7 @@ def count_replaced(parts: Iterable[Record]) -> Counter[str]:
 
 
 def merged(whole: Record, parts: Sequence[Record]) -> Batch:
-    """Return a batch as it is now, by its parts."""
+    """Return a batch as it is now, computed from its parts."""
     replaced = count_replaced(parts)
     cancelled = is_cancelled(whole)
     outcomes = [_Outcome.of(part, replaced[part.uid]) for part in parts]
@@ -74,7 +74,8 @@ class _Outcome(NamedTuple):
         batch: The part, as it was last seen.
         completed: How many of its requests have succeeded.
         failed: How many have failed, and are not submitted again by other parts.
-        replaced: How many of its requests other parts submit again. If these are all, nothing of it counts.
+        replaced: How many of its requests other parts submit again. If it is all of them, the part does not
+            count.
     """
 
     part: Record
@@ -97,7 +98,7 @@ class _Outcome(NamedTuple):
         return cls(part, batch, completed, max(0, failed - replaced), replaced)
 
     def is_done(self, *, is_cancelled: bool) -> bool:
-        """Return whether nothing more comes of the part itself."""
+        """Return whether the batch need not wait for this part any more."""
         if self.replaced >= self.part.requests:
             return True
         if not self.batch.finished:

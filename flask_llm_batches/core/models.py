@@ -50,7 +50,7 @@ class Models:
         """Return the model that a name stands for.
 
         A name of the map wins, then ``provider:model``, then a pattern of the map. With one provider in the
-        settings, any other plain name is a model of its own.
+        settings, any other plain name is a model of that provider.
 
         Raises:
             InvalidModel: It stands for none.

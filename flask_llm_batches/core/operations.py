@@ -109,7 +109,7 @@ class Operations:
         return self._ticker.tick(budget=budget, stop=lambda: False)
 
     def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:
-        """Be a worker until ``stop`` is set, and then until the steps that are running have ended.
+        """Run as a worker until ``stop`` is set and the steps that are running then have ended.
 
         Args:
             stop: Ends the worker.
@@ -128,11 +128,11 @@ class Operations:
         return self._deliveries.all_set_aside(batch_uid=uid, limit=limit)
 
     def shown_ids(self, uids: Iterable[str]) -> Mapping[str, str]:
-        """Return the ids that callers know batches by, for our own ids of them."""
+        """Return the ids of batches that callers see, by our own ids of them."""
         return {record.uid: record.shown_id for record in self._batches.by_uids(set(uids))}
 
     def deliver_again(self, batch_id: str, *, limit: int = 100_000) -> tuple[int, int]:
-        """Deliver the rows of a batch again that were set aside, one by one.
+        """Deliver again the rows of a batch that were set aside, one by one.
 
         Args:
             batch_id: The id.
@@ -166,7 +166,7 @@ class Operations:
         Args:
             provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
             headers: The headers of the request.
-            body: Its body, as it came.
+            body: Its body, unchanged.
 
         Raises:
             Unauthenticated: It is not signed with that provider's ``webhook_secret``, or is old.
@@ -191,7 +191,7 @@ class Operations:
         return self._adopter.adopt(uid, batch_id)
 
     def give_up(self, uid: str) -> None:
-        """Record that the provider does not have an unsettled batch. Its key can be used again.
+        """Record that the provider does not have an unsettled batch. Its ``Idempotency-Key`` is free again.
 
         Args:
             uid: Our own id of the unsettled batch.

@@ -18,7 +18,7 @@ _SECONDS = 15.0  # from the look-up of the name to the end of the answer's heade
 
 
 class AddressNotPublic(OSError):
-    """A host name leads to no public address."""
+    """A host name has no public address."""
 
 
 class Posted(NamedTuple):
@@ -36,10 +36,10 @@ class Posted(NamedTuple):
 def post(url: str, headers: Mapping[str, str], body: bytes, *, allow_private: bool) -> Posted:
     """Post to a URL once. Redirects are not followed, proxies not used, and the answer's body is not read.
 
-    The address is checked when the connection is made, so it does not matter what the name led to before.
+    The address is checked when the connection is made, so an earlier address of the name does not matter.
 
     Args:
-        url: Where to.
+        url: The URL.
         headers: Headers besides those of HTTP itself.
         body: JSON.
         allow_private: Whether it may be an address that is not public.

@@ -40,10 +40,10 @@ logger = get_logger(__name__)
 
 _LIMIT = re.compile(r"Limit: ([0-9][0-9,]{0,20}) enqueued tokens")
 _DAY = 24 * 3600
-_MOST_PARTS = 2000  # of one batch: a provider may name any limit
+_MOST_PARTS = 2000  # of one batch, however small a limit its provider names
 _LONGEST_MESSAGE = 2000
 _READ = 3600  # seconds for which somebody may still read the archives of parts
-_WAIT = 30  # seconds until a part is submitted again that was refused although nothing else was there
+_WAIT = 30  # seconds until the next try, if the provider refused a part although it had no other
 _MOST_REFUSALS = 40  # in a row, within about nine hours, after which a part has failed
 
 
@@ -105,10 +105,10 @@ class Parts:
             send(batch_finished, batch=whole.shown(batch), owner=whole.owner)
 
     def follow(self, part: Record, batch: Batch) -> Batch:
-        """Do what the state of a part asks for, once it is recorded, and return the part as it is then.
+        """React to the state of a part that was just recorded, and return the part as it is then.
 
-        A part of a batch that is being cancelled, or does not need it any more, is cancelled. If its provider
-        had no room for it, it waits again. Its batch is updated.
+        The part is cancelled if its batch is being cancelled, or does not need it any more. If its provider
+        had no room for it, its requests wait again. Its batch is updated.
         """
         if batch.status in ("validating", "in_progress") and not self._is_needed(part):
             batch = self._cancel(part) or batch
@@ -122,7 +122,7 @@ class Parts:
         return batch
 
     def _is_needed(self, part: Record) -> bool:
-        """Return whether a part that runs is to go on. It may have turned up when others had replaced it."""
+        """Return whether a running part is still needed: others may have replaced it before it was found."""
         whole = self.whole(part)
         if whole is None or whole.status in ("cancelling", *FINISHED):
             return False
@@ -229,7 +229,7 @@ class Parts:
         return None if whole is None or whole.state != "split" else whole.last_seen()
 
     def _wait_again(self, part: Record, batch: Batch) -> None:
-        """Queue the requests of a part again that its provider has no room for, or does not have."""
+        """Queue the requests of a part again, as its provider has no room for them or does not have them."""
         whole = self.whole(part)
         if whole is None or is_cancelled(whole) or any(one.replaces == part.uid for one in self.of(whole)):
             return

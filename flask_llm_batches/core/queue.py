@@ -142,7 +142,7 @@ class FileBatches:
         """Check the file of a queued batch, and submit its requests.
 
         Returns:
-            The batch if it has failed; None if it was submitted, here or by another process.
+            The batch if it has failed; otherwise None.
 
         Raises:
             LLMBatchesError: The failure is temporary, and the batch stays in the queue.

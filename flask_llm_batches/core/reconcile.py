@@ -31,9 +31,9 @@ FRESH = 2
 """Seconds for which a provider's answer to a list or a look-up counts as fresh."""
 
 GRACE = 120
-"""The least number of seconds that a provider gets to list a batch."""
+"""The least value of ``older_than``, in seconds: a provider needs time to list a new batch."""
 
-# A batch that is not there yet is looked for again after this share of the time that it has been missing.
+# A batch that was not found is looked for again after this share of the time for which it has been missing.
 _PATIENCE = 0.1
 
 # Seconds for which an operator waits for the search of another process.
@@ -100,8 +100,7 @@ class Reconciler:
         """Look for all unsettled batches now.
 
         Args:
-            older_than: Seconds after which a batch that is not there has failed; the search window unless
-                given.
+            older_than: Seconds after which a batch that is not there has failed; None for the search window.
         """
         window = None if older_than is None else max(older_than, GRACE)
         settled = []

@@ -37,7 +37,7 @@ _GZIP = b"\x1f\x8b"
 _MAX_BLANK = 100_000  # 200 MB of them would keep a thread busy for half a minute
 
 Requests = msgspec.Raw | bytes | Path | IO[bytes] | Iterable[Mapping[str, Any] | bytes]
-"""What a batch is made of: ``{"custom_id": ..., "body": {...}}`` each; or JSONL, as a path, a file that is
+"""What a batch is made of: dicts ``{"custom_id": ..., "body": {...}}``; or JSONL, as a path, a file that is
 open for reading bytes, or lines of bytes; or the bytes of a JSON array."""
 
 
@@ -87,12 +87,12 @@ class Incoming:
     """The requests of a batch, one by one, with the place of each.
 
     Args:
-        requests: As the caller has them.
+        requests: What the caller passed.
         limit: The most requests that this server takes.
 
     Attributes:
         place: ``requests``, which count from 0, or ``lines``, which count from 1 as editors do.
-        is_json: Whether they are an array of a body over HTTP.
+        is_json: Whether they are the array in the body of an HTTP request.
         limit: The argument.
 
     Raises:
@@ -113,7 +113,7 @@ class Incoming:
         """Return the first model that one of the first requests names, with the number of the request.
 
         Args:
-            of_first: The most requests to look at. After 1 MiB, no further one is.
+            of_first: The most requests to look at. After 1 MiB of them, the search stops.
         """
         seen: list[tuple[int, msgspec.Raw | WrongRequest]] = []
         room = SMALL
@@ -271,7 +271,7 @@ def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
 
 
 class Problems:
-    """The errors in the requests of a batch: the first ones by number, and the number of the others."""
+    """The errors in the requests of a batch. The first 50 are kept, and the others are only counted."""
 
     def __init__(self, place: str) -> None:
         self.count = 0
@@ -291,8 +291,8 @@ class Problems:
         """Raise an error if there are any.
 
         Raises:
-            UnsupportedParameters: The provider does not take parameters, and nothing else is wrong.
-            ValidationFailed: Something else is wrong.
+            UnsupportedParameters: There are parameters that the provider does not take, and no other error.
+            ValidationFailed: There are other errors.
         """
         if self.count > MAX_ERRORS:
             self._named.append(Problem((self._place,), f"{self.count - MAX_ERRORS} more requests are wrong."))

@@ -29,7 +29,7 @@ from flask_llm_batches.store.usage import Used
 logger = get_logger(__name__)
 
 BEAT = 0.4
-"""Seconds without a row after which a reader gets None, and can check whether its caller is there."""
+"""Seconds without a row after which a reader gets None, and can check that its caller still waits."""
 
 
 class Results:
@@ -40,7 +40,7 @@ class Results:
     Args:
         groups: The rows.
         status: ``succeeded`` or ``failed`` selects rows.
-        keep_waiting: Called whenever no row came for a while: whether to keep waiting for the first one.
+        keep_waiting: Called whenever no row came for a while; returns whether to wait for the first one.
 
     Raises:
         LLMBatchesError: The provider failed, now or while the rows are read.
@@ -230,7 +230,7 @@ class ResultReader:
             for group in groups:
                 begun = begun or bool(group)
                 yield group
-        except BatchNotFound:  # providers answer so for a moment, too: nothing is lost yet
+        except BatchNotFound:  # it may be there again in a moment, so its rows do not count as missing yet
             raise ProviderFailed("LLM provider error") from None
         except ResultsGone as error:
             if begun:
@@ -258,7 +258,7 @@ class ResultReader:
         promised = adapter.promised(batch)
         uncounted = promised == (0, 0) and batch.status == "completed" and not batch.settled
         if uncounted and record is not None and adapter.streams_results:
-            promised = 0, record.requests  # without counts, a download that was cut looks like any other
+            promised = 0, record.requests  # without counts, nothing else shows that a download broke off
         return each_once(groups, batch=batch, promised=promised, parts=custom_ids)
 
     def _accounted(

@@ -138,7 +138,7 @@ class Retrier:
         return failed
 
     def _new_parts(self, record: Record, wanted: Set[str] | None) -> list[NewPart]:
-        # The parts that replace no others have all requests between them.
+        # Together, the parts that replace no others have all requests.
         olds = [part for part in self._parts.of(record) if part.replaces is None]
         parts = []
         for old in olds or [record]:

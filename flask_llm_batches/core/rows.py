@@ -128,7 +128,8 @@ def each_once(
         parts: Returns all ``custom_id``s of the batch, some at a time; nothing if they are not known.
 
     Raises:
-        ProviderFailed: Fewer rows came than that: the download broke off without an error.
+        ProviderFailed: Fewer rows came than ``promised``, as the download broke off without an error. Or far
+            too many rows came.
     """
     awaited = {hash(custom_id) for part in parts() for custom_id in part}
     known = bool(awaited)
@@ -136,11 +137,11 @@ def each_once(
     for group in groups:
         yield None if group is None else counter.take(group)
         if counter.left_out > _LEFT_OUT:
-            logger.warning("batch %r: more than %d rows are of no request of it", batch.id, _LEFT_OUT)
+            logger.warning("batch %r: more than %d rows belong to no request of it", batch.id, _LEFT_OUT)
             raise ProviderFailed("LLM provider error")
     if counter.left_out:
         logger.warning(
-            "batch %r: %d rows are left out: of no request of it, or of one that has its row already",
+            "batch %r: %d rows are left out: they belong to no request of it, or to one that has a row",
             batch.id,
             counter.left_out,
         )
@@ -156,7 +157,7 @@ def each_once(
 
 
 def without(groups: Groups, replaced: AbstractSet[int]) -> Groups:
-    """Yield rows without those whose requests other parts submit again; these are named by their hashes."""
+    """Yield rows except those of requests that other parts submit again: the hashes in ``replaced``."""
     for group in groups:
         yield [row for row in group if hash(row.custom_id) not in replaced] if group and replaced else group
 

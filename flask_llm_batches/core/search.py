@@ -38,7 +38,7 @@ class Walk:
         self._too_old = back_to - MARGIN
 
     def pages(self) -> Iterator[Sequence[Batch]]:
-        """Return the batches of each page that no earlier page had.
+        """Yield the batches of each page that no earlier page had.
 
         Raises:
             LLMBatchesError: The provider returns no list.

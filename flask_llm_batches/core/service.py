@@ -206,11 +206,11 @@ class Service(Submissions, Operations, Inspections):
     def retrieve(self, batch_id: str, *, owner: Owner, provider: str | None = None) -> Batch:
         """Return a batch as it is now. A batch that has ended is read from the record.
 
-        If its provider is not in the settings any more, that is a batch as it was last seen.
+        If its provider is not in the settings any more, it is returned as it was last seen.
 
         Args:
             batch_id: The provider's id. A batch whose create got no answer is listed with an id of ours,
-                which leads to it for good.
+                which stays valid.
             owner: Whose batch it must be.
             provider: Whose id it is; may be left out for a batch that was made here.
         """
@@ -240,8 +240,8 @@ class Service(Submissions, Operations, Inspections):
         """List batches, newest first.
 
         An owner's batches are from the record, and so are all batches with a status. For ``EVERYONE`` without
-        a status, it is what the provider has. Running batches of the record are refreshed, unless another
-        list did so two seconds ago.
+        a status, the provider lists its own. Running batches of the record are refreshed, unless that was
+        done in the last two seconds.
 
         Args:
             owner: Whose batches.
@@ -294,7 +294,7 @@ class Service(Submissions, Operations, Inspections):
         requested_by: str | None = None,
         keep_waiting: Callable[[], bool] = lambda: True,
     ) -> Results:
-        """Read the results of a batch. The first time that all are read, they are accounted for.
+        """Read the results of a batch. When all are read for the first time, their usage is recorded.
 
         A batch that expired or was cancelled has the results that were finished before, and an error for
         every other request.
@@ -305,8 +305,8 @@ class Service(Submissions, Operations, Inspections):
             provider: Whose id it is; may be left out for a batch that was made here.
             status: Only the rows that have a result, or only those that have an error.
             requested_by: Who asks, for the usage; the owner by default.
-            keep_waiting: Called while the provider is silent: whether to keep waiting for the first rows.
-                If not, what goes wrong before them is raised when they are read.
+            keep_waiting: Called while the provider sends nothing; returns whether to keep waiting for the
+                first rows. If not, an error before them is raised when the rows are read.
 
         Raises:
             BatchNotComplete: The batch still runs, or is being submitted or looked for at the provider.
@@ -336,7 +336,7 @@ class Service(Submissions, Operations, Inspections):
             owner: Whose usage.
             since: Only what happened at this time or later, as Unix seconds.
             until: Only what happened before this time, as Unix seconds.
-            group_by: One sum for each of them; by default one sum. At most 10,000 batches.
+            group_by: What to group by; by default, there is one sum. By batch, at most some 10,000 batches.
         """
         return self._usage.sums(group_by=group_by, owner=owner_or_everyone(owner), since=since, until=until)
 

@@ -48,7 +48,7 @@ class Sources:
     def keep(self, file: IO[bytes], *, owner: str) -> str:
         """Keep the requests in a file, and return the uid under which they are kept.
 
-        They are deleted after a day, unless a part that has them is recorded before.
+        They are deleted after a day, unless a part that has them is recorded by then.
         """
         with self._new(owner) as (uid, write):
             file.seek(0)
@@ -96,7 +96,7 @@ class Sources:
             part: The part.
             of: The most requests of each.
             wanted: The ``custom_id``s of those to keep; by default all.
-            retries: How often theirs are submitted again.
+            retries: How often failed requests of these parts are submitted again.
 
         Raises:
             RequestsGone: They are not there any more.
@@ -168,7 +168,7 @@ class Sources:
         with closing(self._chunks(part)) as chunks:
             for line in split_lines(
                 chunks, longest=2 * LONGEST_REQUEST
-            ):  # as it was written, it may be longer
+            ):  # a line may be longer than its request
                 if line.strip():
                     custom_id = _custom_id(line)
                     if wanted is None or custom_id in wanted:

@@ -62,7 +62,7 @@ class Route(NamedTuple):
     Attributes:
         provider: The provider's name.
         model: The model, as the provider calls it.
-        adapter: Knows the provider's lines and limits.
+        adapter: The provider's adapter.
     """
 
     provider: str
@@ -76,7 +76,7 @@ class Splitting(NamedTuple):
     Attributes:
         keep: Keeps the requests in a file, and returns the uid under which they are kept; None keeps nothing.
         discard: Deletes the kept requests of parts.
-        route: Returns where a request goes that names this model.
+        route: Returns the route of a request that names this model.
         retries: How often failed requests are submitted again. If that is not 0, even one part is kept.
     """
 
@@ -107,14 +107,14 @@ def spooled(
         model: The model of every request.
         endpoint: The endpoint of every request, such as ``/v1/chat/completions``.
         provider: The provider's name, for messages.
-        adapter: Knows the provider's lines and limits.
+        adapter: The provider's adapter.
         settings: They name the folder to write to.
         splitting: How they become parts.
         fingerprint: Every line is added to it.
 
     Raises:
         ValidationFailed: Requests are wrong; the error names them.
-        TooLarge: One of them is more bytes than the provider takes.
+        TooLarge: One of them has more bytes than the provider takes.
         SpoolUnavailable: The disk is full, or the folder is gone.
     """
     with ExitStack() as files:
@@ -140,7 +140,7 @@ class Model(NamedTuple):
 
     Attributes:
         name: As the provider calls it.
-        full: ``provider:model``, as the caller has it.
+        full: The name that the caller used, such as ``provider:model``.
         is_given: Whether the caller named it for the batch. If not, every request must name it.
     """
 

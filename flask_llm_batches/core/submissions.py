@@ -67,14 +67,14 @@ class Submissions:
 
         Args:
             owner: Whose the batch will be.
-            requests: A ``{"custom_id": ..., "body": {...}}`` each; or JSONL, as a ``pathlib.Path``, a file
+            requests: Dicts ``{"custom_id": ..., "body": {...}}``; or JSONL, as a ``pathlib.Path``, a file
                 that is open for reading bytes, or lines of bytes; or the bytes of a JSON array.
             input_file_id: Instead of requests, a file of the owner that has them. The batch is recorded now
                 and submitted by a worker; without a worker, before this call returns. If the file is wrong,
                 the batch fails, and its ``errors`` say why.
             model: ``provider:model``, or a name in ``LLM_BATCHES_MODELS``. It goes into the body of every
-                request, which may name no other. May be left out if every request names it, and must be with
-                a file.
+                request, which may name no other. May be left out if every request names it; must be left out
+                with ``input_file_id``.
             completion_window: How long the provider may take.
             metadata: At most 16 pairs, of which providers with metadata keep 15 with the batch.
             endpoint: The endpoint that every request is for.
@@ -156,7 +156,7 @@ class Submissions:
     ) -> Batch:
         """Make a new batch of the requests that failed in a batch, and return it.
 
-        The requests of a batch that was submitted as one batch are those that its provider still has.
+        The requests of a batch that was submitted as one are fetched from its provider.
 
         Args:
             batch_id: The id of the batch that has ended.

@@ -48,7 +48,7 @@ def temporary_file(folder: str | None) -> Iterator[IO[bytes]]:
 
 
 def write_error(error: OSError) -> SpoolUnavailable:
-    """Return our error for one of the disk, and log that."""
+    """Log an error of the disk, and return our own error for it."""
     logger.error("the requests of a create cannot be spooled: %s", error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     why = "its disk is full" if full else "the folder for them cannot be written to"

@@ -32,7 +32,7 @@ class Waiting:
         self._worker_alive = worker_alive
 
     def told(self, whole: Record, spool: Spool, asked: Asked, requested_by: str) -> Batch:
-        """Tell others that a batch of several parts is recorded, and return it."""
+        """Log that a batch of several parts is recorded, send its signals, and return it."""
         if spool.renamed:
             logger.warning("batch %s: %s", whole.uid, renamed(spool, asked))
         logger.info("batch %r of %d requests waits", whole.shown_id, whole.requests)
@@ -43,7 +43,7 @@ class Waiting:
     def queued(
         self, record: Record, spool: Spool, asked: Asked, failure: SubmitFailed, requested_by: str
     ) -> Batch | None:
-        """Queue a batch that its provider has no room for now; return None if nobody would submit it."""
+        """Queue a batch if its provider has no room for it and a worker is alive; otherwise return None."""
         error = failure.error
         has_no_room = isinstance(error, RateLimited) and error.passes and not failure.maybe_created
         if not has_no_room or not self._worker_alive():

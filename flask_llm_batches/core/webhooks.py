@@ -31,7 +31,7 @@ class _Data(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """OpenAI's and Gemini's event. What else it says is not used."""
+    """OpenAI's and Gemini's event. Its other fields are not used."""
 
     data: _Data
 
@@ -78,8 +78,8 @@ class Events:
 
         Args:
             provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
-            headers: Of the request.
-            body: As it came.
+            headers: The headers of the request.
+            body: Its body, unchanged.
 
         Raises:
             Unauthenticated: It is not signed with the ``webhook_secret`` of that provider, or is old.

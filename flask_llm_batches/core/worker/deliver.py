@@ -105,7 +105,8 @@ class Deliver:
     ) -> int:
         """Deliver rows one by one, set aside those that the handler refuses, and return their number.
 
-        If it refuses all of them, the fault is not in the rows, and its error is raised.
+        If it refuses all of them, its error is raised: the fault is not in the rows. With ``broken``, they
+        are set aside all the same.
         """
         refused: list[Refused] = []
         at, aside = start, 0

@@ -1,4 +1,4 @@
-"""Deletes the results of a batch from the archive when their time is over."""
+"""Deletes the results of a batch from the archive when they expire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flask_llm_batches.store.models import Record
 
 
 class Expire:
-    """The step that ends the archive of a batch."""
+    """The step that deletes the archive of a batch."""
 
     def __init__(self, results: ResultReader) -> None:
         self._results = results
