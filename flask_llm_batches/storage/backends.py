@@ -12,7 +12,7 @@ def backend_at(storage: str, spool_dir: str | None) -> Backend | None:
     """Return the backend that ``LLM_BATCHES_STORAGE`` means; None for the database.
 
     Raises:
-        ConfigurationError: It needs a package that is not installed.
+        ConfigurationError: It needs a package that is not installed, or its URL is wrong.
     """
     if storage == "database":
         return None

@@ -76,7 +76,7 @@ class Folder:
     def sweep(self, older_than: float) -> None:
         with unavailable(OSError):
             for file in self._unfinished.glob("*"):
-                with suppress(FileNotFoundError):  # it is finished, or somebody else was quicker
+                with suppress(FileNotFoundError):  # it is finished, or another process has deleted it
                     if file.stat().st_mtime <= time.time() - older_than:
                         file.unlink()
 

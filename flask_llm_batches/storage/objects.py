@@ -90,7 +90,7 @@ class Objects:
             self._obstore.delete(self._store, self._path_of(key))
 
     def sweep(self, older_than: float) -> None:
-        """Do nothing: see above."""
+        """Do nothing: only the store can list what unfinished uploads left."""
 
     @staticmethod
     def _path_of(key: str) -> str:

@@ -35,7 +35,7 @@ class Backend(Protocol):
     """Keeps compressed bytes; its errors are ``LLMBatchesError``s, or ``NotStored``."""
 
     def write(self, key: str, /) -> AbstractContextManager[Callable[[bytes], object]]:
-        """Yield a function that stores the next chunk. The object exists only if the block ends well."""
+        """Yield a function that stores the next chunk. If the block raises, the object does not exist."""
 
     def read(self, key: str, /) -> Generator[bytes, None, None]:
         """Yield the bytes, in chunks that end anywhere, or raise ``NotStored``."""
@@ -72,9 +72,9 @@ class Writer:
 class Storage:
     """The objects of one app.
 
-    A key is lower-case letters, digits, dashes and underscores, and slashes between them; another one is a
-    ``ValueError``. Every method raises ``StorageUnavailable`` when the folder or the object store does not
-    answer, and ``RecordUnavailable`` when the database does not, which needs an app context, too.
+    A key is lower-case letters, digits, dashes and underscores, and slashes between them; any other key is a
+    ``ValueError``. Every method raises ``StorageUnavailable`` if the folder or the object store does not
+    answer, and ``RecordUnavailable`` if the database does not. With the database, an app context is needed.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -82,7 +82,7 @@ class Storage:
 
     @contextmanager
     def write(self, key: str) -> Iterator[Writer]:
-        """Write an object. It replaces an older one when the block ends well.
+        """Write an object. It replaces an older one when the block has ended without an error.
 
         If the block raises, nothing is stored. If several write the same key, the last one counts.
         """
@@ -95,7 +95,7 @@ class Storage:
         """Return the bytes of an object, at most 1 MiB at a time. To stop earlier, close it.
 
         Raises:
-            NotStored: There is no such object; while reading, it was deleted or replaced meanwhile.
+            NotStored: There is no such object, or it was deleted or replaced while it was read.
         """
         pieces = self._pieces(_checked(key))
         next(pieces)

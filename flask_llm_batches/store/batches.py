@@ -30,7 +30,7 @@ UNSETTLED_STATES = ("submitting", "unknown")
 _OLDER = 60  # the least number of seconds between two batches with the same id
 
 LOST_AFTER = 24 * 3600
-"""Seconds for which a provider must have said that it has no such batch until the batch counts as failed."""
+"""Seconds after which a batch counts as failed, if its provider does not have it for all that time."""
 
 
 class IdTaken(Exception):

@@ -27,7 +27,7 @@ class Chunks(Store):
 
     @contextmanager
     def write(self, key: str) -> Iterator[Callable[[bytes], object]]:
-        """Yield a function that stores the next chunk. The object has its key when the block ends well."""
+        """Yield a function that stores the next chunk. If the block raises, the object gets no key."""
         uid = uuid.uuid4().hex
         parts = 0
 
@@ -145,4 +145,4 @@ def _is_alive(uid: str) -> ColumnElement[bool]:
 
 
 def _too_late() -> StorageUnavailable:
-    return StorageUnavailable("Nothing was written for so long that what was there is deleted.")
+    return StorageUnavailable("Nothing was written for so long that the unfinished object was deleted.")

@@ -38,7 +38,7 @@ class Database(Protocol):
 
 
 class HostDatabase:
-    """The host's Flask-SQLAlchemy: our tables live in its metadata, for its migrations and ``create_all``.
+    """The host's Flask-SQLAlchemy: our tables are in its metadata, for its migrations and ``create_all``.
 
     Args:
         db: The host's ``SQLAlchemy()``.
@@ -118,7 +118,7 @@ class FileDatabase:
             connection.execute("PRAGMA journal_mode=WAL")
 
         with engine.begin() as connection:
-            # Several workers may come here at once; metadata.create_all looks first and then creates.
+            # Not metadata.create_all, which looks first and then creates: several processes may run this.
             for table in Base.metadata.sorted_tables:
                 connection.execute(CreateTable(table, if_not_exists=True))
                 for index in table.indexes:

@@ -34,10 +34,10 @@ class Deliveries(Store):
     def deliver(
         self, record: Record, *, start: int, end: int, refused: Collection[Refused] = ()
     ) -> Iterator[None]:
-        """Run the block in a transaction of the host's session, in which the rows become delivered.
+        """Run the block in a transaction of the host's session, which also records the rows as delivered.
 
-        What the block writes through that session is committed with the delivery, or neither is. It is one
-        transaction where the record is in the database of the session.
+        What the block writes through that session is committed with the delivery, or neither is. That is so
+        if the record is in the database of the session.
 
         Args:
             record: The batch.
@@ -60,7 +60,11 @@ class Deliveries(Store):
 
     @contextmanager
     def deliver_again(self, row: SetAside) -> Iterator[None]:
-        """Run the block in a transaction of the host's session, after which a row is not set aside."""
+        """Run the block in a transaction of the host's session, which also deletes a row that was set aside.
+
+        Raises:
+            Overtaken: The row is not set aside any more.
+        """
         with self._database.host_transaction() as execute:
             yield
             if execute(delete(SetAsideRow).where(SetAsideRow.id == row.id)).rowcount != 1:

@@ -32,7 +32,7 @@ class Files(Store):
 
     @transaction
     def begin(self, connection: Connection, uid: str, *, owner: str) -> None:
-        """Record that a file is about to be uploaded, so that a crash leaves nothing unnoticed."""
+        """Record that a file is about to be uploaded, so that what a crash leaves is deleted later."""
         now = int(time.time())
         values = {"uid": uid, "owner": owner, "filename": "", "created_at": now}
         connection.execute(insert(FileRow).values(**values, expires_at=now + UPLOAD_SECONDS))
@@ -114,7 +114,7 @@ def keep(connection: Connection, uids: Collection[str]) -> None:
 
 
 def let_expire(connection: Connection, uids: Collection[str], *, at: int) -> None:
-    """Let files be deleted at a time."""
+    """Set the time at which files are deleted."""
     connection.execute(update(FileRow).where(FileRow.uid.in_(uids)).values(expires_at=at))
 
 
@@ -145,7 +145,7 @@ def kind_of(file: File) -> OutputKind:
 
 
 def _is_there(owner: str | None) -> Sequence[ColumnElement[bool]]:
-    # A file of results has a size when it was read; an input file has none before it is whole.
+    # An input file has a size once it is complete. A file of results has one only after it was read.
     whole = or_(FileRow.bytes.is_not(None), FileRow.batch_uid.is_not(None))
     fresh = or_(FileRow.expires_at.is_(None), FileRow.expires_at > int(time.time()))
     conditions = [and_(whole, fresh)]

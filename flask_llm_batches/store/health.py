@@ -33,7 +33,7 @@ _NAMED = 3
 
 
 class Load(NamedTuple):
-    """What there is to do, and who does it.
+    """The work that is due, and the workers.
 
     Attributes:
         workers: How many workers are alive.
@@ -42,7 +42,7 @@ class Load(NamedTuple):
         unsettled: How many batches got no answer to their create, and are not being submitted now.
         set_aside: How many rows a handler refuses.
         given_up: How many webhooks were given up.
-        failing: Some of the steps that have failed again and again, as their batch and their name.
+        failing: Up to three steps that have failed three times or more, as the batch's id and the step.
     """
 
     workers: int
@@ -73,13 +73,13 @@ class Health(Store):
 
     @transaction
     def write(self, connection: Connection) -> str:
-        """Write nothing, which fails if the database cannot be written to, and return its kind."""
+        """Check that the database can be written to, by an update of no rows, and return its kind."""
         connection.execute(update(WorkerRow).where(WorkerRow.uid == "").values(seen_at=0))
         return connection.dialect.name
 
     @transaction
     def load(self, connection: Connection) -> Load:
-        """Return what there is to do."""
+        """Return the work that is due, and the number of workers."""
         now = int(time.time())
         due = TaskRow.due_at <= now
         steps = connection.execute(select(func.count()).select_from(TaskRow).where(due)).scalar_one()
@@ -106,7 +106,7 @@ class Health(Store):
 
     @transaction
     def token_limits(self, connection: Connection) -> Sequence[Lane]:
-        """Return the queues whose provider has said how many tokens it lets wait."""
+        """Return the queues of which it is known how many tokens the provider lets wait."""
         columns = (getattr(LaneRow, name) for name in Lane.__slots__)
         query = select(*columns).where(LaneRow.token_limit.is_not(None))
         return [Lane(*row) for row in connection.execute(query.order_by(LaneRow.provider, LaneRow.model))]

@@ -81,17 +81,17 @@ class Intents(BatchQueries):
         are queued, and have the requests.
 
         Args:
-            provider: As ``BatchRow`` has them, like the next ones.
-            owner: See there.
-            model: See there.
-            custom_ids: What is in it.
+            provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
+            owner: The owner of the batch.
+            model: The model of its requests, without the provider.
+            custom_ids: The ``custom_id``s of its requests.
             asked_for: Its endpoint, window and metadata, for the first snapshot.
             key: ``key_hash`` and ``fingerprint`` of an ``Idempotency-Key``.
             on_results: The name of the handler that takes its rows.
-            webhook: The name of the webhook for its end.
+            webhook: The name of the webhook that is sent when it has ended.
             request_id: The ``X-Request-ID`` of the create.
             input_file: The uid of the file that has its requests.
-            output_seconds: How long the files of its results last.
+            output_seconds: Seconds for which the files of its results last.
             tokens: About how many tokens its prompts have.
             retries: How often failed requests are submitted again.
             retry_of: The uid of the batch whose failed requests it has.
@@ -200,7 +200,7 @@ def insert_parts(
     second one a turn later, and so on.
 
     Args:
-        connection: Where.
+        connection: The connection to use.
         whole: The batch.
         parts: Its parts.
         turn: The turn of all of them; by default they have the next ones of their owner.
@@ -259,7 +259,7 @@ def _last_turn(connection: Connection, owner: str, provider: str, model: str) ->
 def split(
     connection: Connection, record: Record, values: Mapping[str, Any], parts: Sequence[NewPart]
 ) -> bool:
-    """Turn a batch into one of parts; return False if its state has changed meanwhile."""
+    """Turn a batch into a batch of parts; return False if its state has changed meanwhile."""
     this = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state == record.state)
     changed = {"state": "split", "lease_token": None, "lease_until": None, **values}
     if connection.execute(this.values(changed)).rowcount == 0:

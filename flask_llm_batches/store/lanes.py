@@ -16,13 +16,13 @@ from flask_llm_batches.store.queries import RECORD
 from flask_llm_batches.store.store import Store, transaction
 
 _LONGEST_WAIT = 900
-_PATIENCE = 4  # refusals in a row after which a part that is alone counts as too large
+_PATIENCE = 4  # refusals in a row after which a part counts as too large, although no other is there
 
 _LANE = select(*(getattr(LaneRow, name) for name in Lane.__slots__))
 
 
 class Flying(NamedTuple):
-    """What of a model is at its provider and has not ended.
+    """The batches and parts of a model that are at its provider and have not ended.
 
     Attributes:
         batches: How many batches and parts.
@@ -79,12 +79,12 @@ class Lanes(Store):
 
     @transaction
     def flying(self, connection: Connection, lane: Lane) -> Flying:
-        """Return what of a lane's model is at its provider and has not ended."""
+        """Return how many batches and parts of a lane are at its provider and have not ended."""
         return _flying(connection, lane.provider, lane.model)
 
     @transaction
     def refused(self, connection: Connection, lane: Lane, *, until: int) -> None:
-        """Record that the provider refused a part at once, and until when nothing is submitted."""
+        """Record that the provider refused a part when it was submitted, and until when nothing else is."""
         connection.execute(_this(lane).values(refused_until=until, failures=LaneRow.failures + 1))
 
     @transaction
@@ -100,12 +100,12 @@ class Lanes(Store):
         """Record that a provider has no room for a batch.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             provider: The provider.
             model: The model.
             tokens: About how many tokens the batch has.
             limit: The limit that the provider names; None if it names none.
-            wait: The least seconds until the next try, if nothing else is there whose end makes room.
+            wait: The least seconds until the next try, if the provider has no other batch of the model.
 
         Returns:
             How often the model was refused in a row.

@@ -48,7 +48,7 @@ def reserve(
     """Check that an owner may have one more batch. Other creates of the owner wait for this transaction.
 
     Args:
-        connection: Where.
+        connection: The connection to use.
         owner: The owner.
         allowance: What they may have.
         requests: How many requests the batch has.
@@ -56,7 +56,7 @@ def reserve(
         except_id: The batch itself, if it is recorded already.
 
     Raises:
-        OwnerLimitReached: It would be too much.
+        OwnerLimitReached: The owner would have more than allowed.
     """
     _lock(connection, owner)
     theirs = is_owned(BatchRow.owner, owner), BatchRow.part_of.is_(None)
@@ -94,7 +94,7 @@ def reserve(
 
 
 def _lock(connection: Connection, owner: str) -> None:
-    """Let other transactions that want to lock the same owner wait for the end of this one."""
+    """Lock an owner: other transactions that lock the same owner wait for the end of this one."""
     this = update(OwnerRow).where(OwnerRow.name == owner).values(turns=OwnerRow.turns + 1)
     while connection.execute(this).rowcount == 0:
         try:

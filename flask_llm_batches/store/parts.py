@@ -43,10 +43,10 @@ class Parts(Store):
         then: Mapping[str, float],
         expire_at: int,
     ) -> bool:
-        """Record what a batch is now, by its parts; return whether it has just ended.
+        """Record a batch as it is now, computed from its parts; return whether it has just ended.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             whole: The batch, as it was.
             batch: The batch as it is.
             then: The steps that come after its end, each with the seconds until it is due.
@@ -81,13 +81,13 @@ class Parts(Store):
         A part that was never submitted is deleted.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             whole: The batch.
             part: The part.
             parts: Those that replace it.
             values: The columns of ``BatchRow`` that change for the part.
         """
-        # The update makes other processes wait that do the same.
+        # Other processes that do the same wait for this update.
         this = update(BatchRow).where(BatchRow.id == part.id, BatchRow.state == part.state)
         if connection.execute(this.values(retries=0, **values)).rowcount == 0:
             return False
@@ -109,7 +109,7 @@ class Parts(Store):
 
     @transaction
     def expire_archives(self, connection: Connection, whole_uid: str, *, at: int) -> None:
-        """Let the archives of the parts of a batch be deleted at a time."""
+        """Set the time at which the archives of a batch's parts are deleted."""
         archived = select(BatchRow.uid).where(
             BatchRow.part_of == whole_uid, BatchRow.archived_at.is_not(None)
         )
@@ -134,7 +134,7 @@ class Parts(Store):
 
     @transaction
     def hasten(self, connection: Connection, provider: str, model: str) -> None:
-        """Let the batches be due now whose parts wait for this model, as there may be room for them."""
+        """Make the batches whose parts wait for this model due now, as there may be room for them."""
         now = int(time.time())
         waiting = select(BatchRow.part_of).where(
             BatchRow.state == "queued", BatchRow.provider == provider, BatchRow.model == model

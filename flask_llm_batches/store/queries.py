@@ -45,7 +45,7 @@ class BatchQueries(Store):
     def claim_refresh(
         self, connection: Connection, records: Sequence[Record], *, before: int
     ) -> Sequence[Record]:
-        """Return those records that have not been refreshed since then. No other process gets the same."""
+        """Return the records that were not refreshed after ``before``. No other process gets the same."""
         now = int(time.time())
         claimed = []
         for record in records:
@@ -113,7 +113,7 @@ class BatchQueries(Store):
             rows = [Record(*row) for row in connection.execute(query.limit(limit + 1))]
         else:
             newest = connection.execute(select(func.max(BatchRow.id))).scalar() or 0
-            # The host's JSON may be written with escapes or without. So this only leaves few rows.
+            # The host may write JSON with or without escapes, so this finds more rows than those wanted.
             text_of = cast(BatchRow.snapshot, Text)
             likely = [
                 or_(*(text_of.contains(form, autoescape=True) for form in (word, json.dumps(word)[1:-1])))
@@ -128,7 +128,7 @@ class BatchQueries(Store):
     def counts(
         self, connection: Connection, *, owner: str | None, statuses: Sequence[str], most: int
     ) -> dict[str, int]:
-        """Return how many batches have each status, and at most so many: no more rows are read."""
+        """Return how many batches have each status, at most ``most`` each: no more rows are read."""
         counts = {}
         for status in statuses:
             query = select(BatchRow.id).where(BatchRow.status == status, BatchRow.part_of.is_(None))

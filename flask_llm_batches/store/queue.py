@@ -91,10 +91,10 @@ class Queue(Store):
         allowance: Allowance | None = None,
         reserved: int | None = None,
     ) -> Record | None:
-        """Record that a batch has parts, which wait to be submitted, instead of being submitted itself.
+        """Record that a batch is not submitted itself: it has parts, which wait to be submitted.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             record: The batch, which is queued or is being submitted.
             parts: Its parts.
             requested_by: Who asked for it, for the usage; None if that is recorded already.

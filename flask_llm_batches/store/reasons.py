@@ -12,7 +12,7 @@ NOT_THERE = {
 ID_TAKEN = {
     "code": "id_taken",
     "line": None,
-    "message": "The provider has given the id of this batch to another one, and has this one no more.",
+    "message": "The provider has given the id of this batch to another one, and no longer has this one.",
     "param": None,
 }
 

@@ -28,7 +28,7 @@ class Tasks(Store):
         """Claim the task that has been due for the longest, and return it with its lease.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             batch_uid: Only a task of this batch.
             step: Only a task for this step.
 
@@ -70,7 +70,7 @@ class Tasks(Store):
 
     @transaction
     def hasten(self, connection: Connection, batch_uid: str, step: str) -> None:
-        """Let a task of a batch be due now, if there is one."""
+        """Make a task of a batch due now, if there is one."""
         now = int(time.time())
         this = TaskRow.batch_uid == batch_uid, TaskRow.step == step
         connection.execute(update(TaskRow).where(*this, TaskRow.due_at > now).values(due_at=now))
@@ -81,7 +81,7 @@ class Workers(Store):
 
     @transaction
     def seen(self, connection: Connection, uid: str) -> None:
-        """Record that a worker is alive, and delete those that have not been for an hour."""
+        """Record that a worker is alive, and delete those that were not seen for an hour."""
         now = int(time.time())
         if connection.execute(update(WorkerRow).where(WorkerRow.uid == uid).values(seen_at=now)).rowcount:
             return
@@ -101,7 +101,7 @@ class Workers(Store):
 
 
 def insert_task(connection: Connection, batch_uid: str, step: str, *, due_at: int) -> None:
-    """Insert a task, or let the one that there is be due at that time, if that is earlier."""
+    """Insert a task. If there is one already, make it due at the given time, if that is earlier."""
     this = TaskRow.batch_uid == batch_uid, TaskRow.step == step
     if connection.execute(select(TaskRow.id).where(*this)).first() is None:
         values = {"batch_uid": batch_uid, "step": step, "due_at": due_at, "failures": 0}

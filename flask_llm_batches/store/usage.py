@@ -1,4 +1,4 @@
-"""The usage."""
+"""Records usage and sums it up."""
 
 from __future__ import annotations
 
@@ -127,8 +127,9 @@ class UsageSums(Store):
             conditions.append(UsageRow.created_at < until)
         if batch_uid is not None:
             conditions.append(UsageRow.batch_uid == batch_uid)
-        # With coalesce, the index of an owner's statuses is not used: that of unaccounted batches has fewer
-        # rows. Without an owner, that has all that ever failed, so the status must be looked up in it.
+        # With coalesce, the database uses the index of unaccounted batches, which has fewer rows than the
+        # index of the owner's statuses. Without an owner, it must look up the status in the former, which has
+        # all batches that ever failed.
         status = BatchRow.status if owner is None else func.coalesce(BatchRow.status, "")
         has_results = status.in_(_WITH_RESULTS)
         ended = [*conditions, made, BatchRow.accounted_at.is_(None), has_results]

@@ -38,7 +38,7 @@ class Webhooks(Store):
         """Insert the webhooks of a batch that are not there yet, due now.
 
         Args:
-            connection: Where.
+            connection: The connection to use.
             batch_uid: The batch.
             targets: Their names in ``LLM_BATCHES_WEBHOOKS``.
             type_: Their event.
@@ -87,7 +87,7 @@ class Webhooks(Store):
 
     @transaction
     def again(self, connection: Connection, batch_uid: str) -> int:
-        """Let all webhooks of a batch be due now, as if they had never been sent, and return their number."""
+        """Make all webhooks of a batch due now, as if they had never been sent, and return their number."""
         now = int(time.time())
         values = {"due_at": now, "sent_at": None, "attempts": 0}
         this = WebhookRow.batch_uid == batch_uid

@@ -26,7 +26,7 @@ def partial_index(*columns: str, where: str) -> Index:
 # In SQLite, only a column of the type INTEGER is autoincremented.
 ID = BigInteger().with_variant(Integer(), "sqlite")
 
-# A BLOB of MySQL's and MariaDB's ends at 64 KB.
+# A BLOB of MySQL and MariaDB holds at most 64 KB.
 BLOB = LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")
 
 

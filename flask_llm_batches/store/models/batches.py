@@ -36,9 +36,10 @@ class BatchRow(Leased, Base):
         requests: How many requests went in.
         status: The provider's status, as last seen. Without one: ``validating`` at first, ``failed`` if a
             search did not find the batch, null if the provider refused it.
-        snapshot: The batch as last seen, from ``Batch.to_dict``; with an id of ours until then.
+        snapshot: The batch as last seen, from ``Batch.to_dict``; with an id of ours until it is accepted.
         created_at: When it was asked for.
-        refreshed_at: When a list, a poll or a worker last refreshed it from the provider; null until then.
+        refreshed_at: When a list, a poll or a worker last began to refresh it from the provider; null until
+            then, and after a refresh that failed.
         missing_since: Since when the provider answers that there is no such batch; null if it has the batch.
         accounted_at: When the usage of its results was recorded; null until then.
         archived_at: When its results were archived; null until then, and when they have expired.
@@ -47,7 +48,7 @@ class BatchRow(Leased, Base):
         request_id: The ``X-Request-ID`` of its create, for the log; null if there was none.
         delivered: How many rows of the archive were delivered, or set aside.
         input_file: ``FileRow.uid`` of the file that it was made from; null if there is none.
-        output_seconds: How long the files of its results last; null for as long as the results.
+        output_seconds: Seconds for which the files of its results last; null for as long as the results.
         failed_rows: How many of its rows have no result; null until all were read.
         part_of: The batch that it is a part of: ``BatchRow.uid``; null for what callers see as a batch.
         replaces: The part whose requests, or some of them, it submits again; null if there is none.
@@ -55,7 +56,8 @@ class BatchRow(Leased, Base):
         tokens: About how many tokens its prompts have.
         turn: The order of queued parts of the same provider and model; null for what was not queued.
         retries: How often requests that failed for a temporary reason are still submitted again.
-        reserved: About what its prompts cost, in billionths of a US dollar; null if nobody asked.
+        reserved: About what its prompts cost, in billionths of a US dollar; null if that is not known, or has
+            no limit.
         retry_of: The batch whose failed requests it has: ``BatchRow.uid``; null if there is none.
     """
 
@@ -192,8 +194,9 @@ class LaneRow(Leased, Base):
     Attributes:
         provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.
         turn: The turn of the part that was submitted last.
-        token_limit: About how many tokens the provider lets wait; null if it has not said.
-        learned_at: When the provider said so.
+        token_limit: About how many tokens the provider lets wait, as it said or as refusals show; null if
+            that is not known.
+        learned_at: When this was learned.
         refused_until: Until when nothing is submitted, as the provider has just refused something.
         failures: How often it has refused something since it last accepted a part.
     """
@@ -269,7 +272,7 @@ class UsageRow(Base):
         prompt_tokens: The sum over the rows of results; it includes ``cached_tokens``.
         cost: The cost of the results in billionths of a US dollar; null if the price is not known.
         error: The code of the error, for ``create_failed``.
-        created_at: When.
+        created_at: When it was recorded.
     """
 
     __tablename__ = "llm_batches_usage"
@@ -304,7 +307,7 @@ class IdempotencyRow(Base):
         key_hash: SHA-256 of the owner and the key, as hexadecimal digits.
         fingerprint: SHA-256 of the create, as hexadecimal digits.
         batch_uid: The batch that was made: ``BatchRow.uid``.
-        answer: The batch that was returned; null until the provider accepted.
+        answer: The batch that was returned; null until the provider has accepted it.
         created_at: When it was first used.
     """
 

@@ -11,11 +11,11 @@ from flask_llm_batches.store.models.base import BINARY, BLOB, ID, Base
 
 
 class ObjectRow(Base):
-    """An object of the storage, or what there is of it.
+    """An object of the storage, complete or not.
 
     Attributes:
         uid: Our own id of it.
-        key: What it is read by; null before it is whole, and once another one has taken its place.
+        key: The key to read it by; null until it is complete, and after another one has replaced it.
         parts: The number of its chunks.
         touched_at: When it was last written to, or was replaced; 0 while it is being deleted.
     """
@@ -34,7 +34,7 @@ class ChunkRow(Base):
 
     Attributes:
         object_uid: Whose it is: ``ObjectRow.uid``.
-        part: Counts up from 0.
+        part: The number of the piece, from 0.
         data: The bytes.
     """
 

@@ -11,7 +11,7 @@ from flask_llm_batches.store.models.base import BINARY, ID, Base, Leased
 
 
 class OwnerRow(Base):
-    """An owner with limits, whose creates lock this row so that they come one after the other.
+    """An owner with limits. Creates of the owner lock this row, so that they wait for each other.
 
     Attributes:
         name: The owner.
@@ -85,7 +85,7 @@ class WebhookRow(Base):
         attempts: How often it was sent.
         due_at: When it is sent next; null if it is not.
         sent_at: When the target took it; null until then.
-        answer: What came of the last try; null before the first one.
+        answer: The outcome of the last try, in words; null before the first one.
     """
 
     __tablename__ = "llm_batches_webhook"
