@@ -108,7 +108,7 @@ _parent_loops: list[_Loop] = []
 
 
 class Bridge:
-    """One event loop in one daemon thread, started at the first use, and anew after a fork."""
+    """One event loop in one daemon thread. It is started at the first use, and again after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -128,8 +128,8 @@ class Providers:
             provider: The provider's name.
             spool: The file with the requests.
             submission: What is submitted besides the requests.
-            before_create: Called in another thread when the requests are uploaded. Before that, there is no
-                batch for sure. What it raises ends the submit.
+            before_create: Called in another thread when the requests are uploaded. Until then, there is
+                certainly no batch. What it raises ends the submit.
 
         Raises:
             SubmitFailed: It failed, or its outcome is not known.
@@ -179,7 +179,7 @@ class Providers:
             wanted: Pairs of a provider and a batch id.
 
         Returns:
-            For each pair the batch, the error if there is no such batch, or None without an answer in time.
+            For each pair the batch, the error if there is no such batch, or None if no answer came in time.
         """
         turns = asyncio.Semaphore(_REFRESH_CONCURRENCY)
 

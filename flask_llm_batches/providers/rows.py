@@ -20,7 +20,7 @@ _JUNK_BYTES, _JUNK_LINES = 64 * 1024 * 1024, 10_000
 # The escapes of JSON strings. The group is half a surrogate pair; a model's answer may end with one.
 _ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 
-# Not inside a string: its quotes would be escaped there.
+# This does not match inside a string, in which quotes are escaped.
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 

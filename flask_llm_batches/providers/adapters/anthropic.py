@@ -106,8 +106,8 @@ class AnthropicAdapter(Adapter):
         return self._page(answer, limit)
 
     async def download(self, batch: Batch) -> AsyncGenerator[bytes, None]:
-        # The SDK's own call decodes every line three times over, and goes wherever the batch says that its
-        # results are, with the key.
+        # The SDK's own call decodes every line three times, and sends the key to any address that the batch
+        # names for its results.
         results: Any = await self._client.get(
             f"{_BATCHES}/{quote(batch.id, safe='')}/results",
             options={"headers": {**ACCEPTED, "Accept": "application/binary", **_AS_IT_COMES}},
@@ -120,7 +120,7 @@ class AnthropicAdapter(Adapter):
             await results.close()
 
     def row(self, line: bytes, batch: Batch) -> Row:
-        """Read a line of the results; the answer to a chat completion is one."""
+        """Read a line of the results. The result of a chat completion is translated into one, too."""
         entry = _decode_line(line)
         if entry.result.type == "succeeded":
             message = entry.result.message
@@ -138,7 +138,7 @@ class AnthropicAdapter(Adapter):
         count = {name: _count(counts, name) for name in ("processing", "succeeded", *_FAILED)}
         status = answer.get("processing_status")
         if status == "ended":
-            # As OpenAI names the status of a batch that was not executed completely.
+            # These are OpenAI's names for a batch that was not executed completely.
             status = "cancelled" if count["canceled"] else "expired" if count["expired"] else "completed"
         elif status == "canceling":
             status = "cancelling"

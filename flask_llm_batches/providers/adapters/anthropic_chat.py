@@ -1,4 +1,4 @@
-"""A chat completion in Anthropic's words, and its answer as a chat completion."""
+"""Translates chat completions for Anthropic, and Anthropic's messages into chat completions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAKEN = {name: name for name in (*_SAME, *_OWN)} | {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
 }
-_REFUSED = f"Not part of a chat completion at Anthropic; a body of its own goes to the endpoint {MESSAGES!r}."
+_REFUSED = f"Not part of a chat completion at Anthropic; for Anthropic's own body, use endpoint {MESSAGES!r}."
 
 # https://platform.claude.com/docs/en/api/handling-stop-reasons
 _FINISH_REASONS = {
@@ -179,7 +179,7 @@ def _usage(used: _Usage) -> dict[str, Any]:
     # Anthropic counts what it read from and wrote to its cache beside the input, OpenAI as part of it.
     read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
     prompt = used.input_tokens + read + written
-    # Anthropic's own, for what costs more: tokens that its cache keeps for an hour.
+    # A field of Anthropic's, kept for the price: tokens that its cache keeps for an hour cost more.
     more = {"cache_creation": used.cache_creation} if isinstance(used.cache_creation, dict) else {}
     return {
         "prompt_tokens": prompt,

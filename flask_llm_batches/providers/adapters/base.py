@@ -76,7 +76,7 @@ def rename_parameters(
         if name not in taken:
             raise Unsuitable(refusal, "body", name)
         if taken[name] in found:
-            raise Unsuitable(f"Given twice: the provider has {taken[name]!r} for it only.", "body", name)
+            raise Unsuitable(f"Given twice: it is {taken[name]!r} at the provider, too.", "body", name)
         found[taken[name]] = value
     return found
 
@@ -87,15 +87,15 @@ class Adapter:
     Attributes:
         max_requests: How many requests the provider takes in a batch, if it says so.
         max_bytes: How many bytes they may have.
-        api_base_has_version: Whether the version of the API, such as ``/v1``, is part of an ``api_base``, or
-            the SDK adds it; None if it is not known.
-        known_args: Which ``batch_args`` a create takes; None for those that the SDK's does.
+        api_base_has_version: Whether an ``api_base`` includes the version of the API, such as ``/v1``. False
+            if the SDK adds it; None if that is not known.
+        known_args: The ``batch_args`` that a create takes; None for all that the SDK takes.
         keeps_metadata: Whether a batch comes back with the metadata that it was made with.
-        streams_upload: Whether a submit reads the spool as it goes. Otherwise an SDK holds the whole of it
-            and is busy with it for seconds, so it runs apart from everybody's status calls.
-        streams_results: Whether results come by ``download`` and ``row``. Otherwise an SDK makes one list of
-            them, apart from everybody's status calls, and they come by ``results``.
-        leaves_files: Whether results are the files that the batch names.
+        streams_upload: Whether a submit reads the spool piece by piece. Otherwise an SDK holds all of it and
+            blocks its event loop for seconds, so it gets a loop of its own.
+        streams_results: Whether results are read with ``download`` and ``row``. Otherwise they are read with
+            ``results``: an SDK makes one list of them, on an event loop of its own.
+        leaves_files: Whether requests and results are files that the batch names.
     """
 
     max_requests: ClassVar[int | None] = None
@@ -193,7 +193,7 @@ class Adapter:
         return self._batch(await self.llm.acancel_batch(batch_id))
 
     async def list(self, after: str | None, limit: int) -> Page:
-        """List the provider's batches; a full page is taken to have a next one."""
+        """List the provider's batches. After a full page, there is assumed to be a next one."""
         batches = [self._batch(batch) for batch in await self.llm.alist_batches(after=after, limit=limit)]
         return Page(batches, has_more=len(batches) >= limit)
 

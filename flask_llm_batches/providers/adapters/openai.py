@@ -22,7 +22,7 @@ class OpenAIAdapter(Adapter):
 
     any-llm would read the whole input file. It would drop ``has_more`` of lists, and the error file of
     results. It would return no results of an expired or cancelled batch. Status calls do not use the SDK's
-    models, which take a fifth of their time.
+    models, which would take a fifth of the time of a call.
     """
 
     # https://developers.openai.com/api/docs/guides/batch
