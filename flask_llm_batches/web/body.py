@@ -11,7 +11,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from flask_llm_batches.errors import UnsupportedMediaType, ValidationFailed
 
 _CHUNK = 1 << 16
-_MAX_MEMBERS = 20_000  # an empty one has 20 bytes; bgzip makes one of 64 KiB
+_MAX_MEMBERS = 20_000  # an empty one has 20 bytes; bgzip makes one for each 64 KiB
 
 
 def read_body() -> Iterator[bytes]:
@@ -47,7 +47,7 @@ def _receive() -> bytes:
         return request.stream.read(_CHUNK)
     except HTTPException:
         raise
-    except Exception:  # noqa: BLE001  # every server has its own for a body that breaks off
+    except Exception:  # noqa: BLE001  # every server has its own error for a body that breaks off
         raise ClientDisconnected from None
 
 

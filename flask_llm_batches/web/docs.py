@@ -17,7 +17,7 @@ ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-"""What the page loads, and no more: the names are in the URL map."""
+"""The files that the page loads. No others are served: these names are in the URL map."""
 
 # The icons in Swagger UI's stylesheet are data URLs. Nothing else is needed, and no form is ever sent.
 _POLICY = (
@@ -75,6 +75,6 @@ def _swagger_ui() -> Path:
 
 
 def _csrf_token() -> str:
-    """Return the token of Flask-WTF, if the host protects callers who have a cookie with it."""
+    """Return Flask-WTF's token, if the host uses it to protect callers who send a cookie."""
     generate = current_app.jinja_env.globals.get("csrf_token")
     return str(generate()) if callable(generate) and current_app.secret_key else ""

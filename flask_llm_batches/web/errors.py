@@ -51,7 +51,7 @@ def dump_error(error: LLMBatchesError, location: str) -> dict[str, Any]:
 
     Args:
         error: What was raised.
-        location: Where its fields are: ``body`` or ``query``.
+        location: Where its fields are: ``body``, ``query`` or ``header``.
     """
     detail: Any = str(error)
     message, param = str(error), error.param
@@ -106,6 +106,6 @@ def http_error(error: HTTPException) -> HTTPError:
     status = error.code or 500
     headers = [(name, value) for name, value in error.get_headers() if name.lower() != "content-type"]
     ours = HTTPError(message, status=status, code=HTTP_CODES[status], headers=headers)
-    # What failed unexpectedly may have failed after the submit.
+    # An unexpected error may have happened after the submit.
     ours.should_retry = not (status == 500 and (request.endpoint or "").endswith(".create"))
     return ours

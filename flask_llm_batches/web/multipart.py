@@ -26,7 +26,7 @@ def read_form(upload: Upload) -> dict[str, str]:
         ClientDisconnected: The body breaks off.
         RequestEntityTooLarge: It has more bytes than ``request.max_content_length``, or more than 20 parts.
         UnsupportedMediaType: It is not multipart/form-data.
-        ValidationFailed: There is no file in it, or more than one, or it is not what it says.
+        ValidationFailed: There is no file in it, or more than one, or it is not a valid form.
     """
     if "form" in vars(request):  # the host's authenticator has read it
         for file in request.files.values():

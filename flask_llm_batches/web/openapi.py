@@ -47,7 +47,7 @@ _ERRORS = {
     403: "`forbidden`",
     404: "`not_found`: no such batch or file, or someone else's",
     405: "`method_not_allowed`: this path has other methods",
-    409: "`batch_not_complete`, `idempotency_in_progress`: come back after `Retry-After`; `batch_failed`",
+    409: "`batch_not_complete`, `idempotency_in_progress`: repeat after `Retry-After`; `batch_failed`",
     410: "`results_gone`, `requests_gone`: they are kept for some time only",
     413: "`too_large`",
     415: "`unsupported_media_type`",
@@ -66,7 +66,7 @@ _ERRORS = {
 _HEADERS = {
     401: {"WWW-Authenticate": "What credentials are taken"},
     405: {"Allow": "What methods this path has"},
-    409: {"Retry-After": "Seconds", "X-Should-Retry": "`false`: repeating at once is no use"},
+    409: {"Retry-After": "Seconds", "X-Should-Retry": "`false`: repeating the call at once does not help"},
     429: {"Retry-After": "Seconds or an HTTP date, as the provider gave it"},
     502: {"X-Should-Retry": "`false` for a create: there may be a batch"},
     504: {"X-Should-Retry": "`false` for a create: there may be a batch"},
@@ -104,12 +104,12 @@ def _of_lines(description: str) -> dict[str, Any]:
     return {kind: {"schema": {"type": "string", "description": description}} for kind in NDJSON}
 
 
-_LINES = _of_lines("A line each: `custom_id` and `body`, or OpenAI's own; blank ones are skipped.")
+_LINES = _of_lines("A request a line: `custom_id` and `body`, or OpenAI's form. Blank lines are skipped.")
 _LINES_QUERY = [
     {
         "name": name,
         "in": "query",
-        "description": f"Only with JSONL, and as `{name}` is in JSON{as_text}.",
+        "description": f"Only with JSONL: the same as `{name}` in a JSON body{as_text}.",
         "schema": {"type": "string"},
     }
     for name, as_text in (
@@ -120,7 +120,7 @@ _LINES_QUERY = [
         ("on_results", ""),
         ("webhook", ""),
         ("retries", ""),
-        ("metadata", ", as its text"),
+        ("metadata", ", as JSON text"),
     )
 ]
 _EXAMPLE = {
@@ -134,7 +134,7 @@ _IDEMPOTENCY_KEY = {
     "description": "The same create with the same key returns the same batch.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
-_ROWS = _of_lines("A `Row` each, and blank ones; when it was interrupted the last one is an `Error`.")
+_ROWS = _of_lines("A `Row` a line, and blank lines. After an interruption, the last line is an `Error`.")
 
 
 def openapi() -> Response:
@@ -179,7 +179,7 @@ def document(prefix: str, files: str | None, server: str = "/") -> dict[str, Any
     listed = {"in": "query", "schema": ListQuerySchema}
     created = {
         "required": True,
-        "description": "May be packed with gzip. With JSONL, what is no request is in the query.",
+        "description": "May be packed with gzip. With JSONL, the other fields are in the query.",
         "content": {
             "application/json": {"schema": CreateBatchSchema, "example": _EXAMPLE},
             **_LINES,
@@ -203,7 +203,7 @@ def document(prefix: str, files: str | None, server: str = "/") -> dict[str, Any
                 parameters=[{"in": "query", "schema": CreateQuerySchema}, *_LINES_QUERY, _IDEMPOTENCY_KEY],
                 requestBody=created,
             )
-            | {"description": "A dry run answers what it has found, anything else the batch."},
+            | {"description": "Returns the batch. A dry run returns what it has found."},
         },
     )
     of_one = (*usual, 404)
@@ -216,7 +216,7 @@ def document(prefix: str, files: str | None, server: str = "/") -> dict[str, Any
     )
     retry = _operation(
         "retry",
-        "Submit what failed again",
+        "Submit failed requests again",
         BatchSchema,
         (*of_one, 409, 410),
         parameters=[*by_id, _IDEMPOTENCY_KEY],

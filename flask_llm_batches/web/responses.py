@@ -14,5 +14,5 @@ def answer(schema: Schema, value: Any) -> Response:
 
 
 def json_response(value: Any) -> Response:
-    # Not jsonify: what goes over the wire does not depend on the host's JSON provider.
+    # Not jsonify: our answers must not depend on the host's JSON provider.
     return Response(msgspec.json.encode(value), mimetype="application/json")

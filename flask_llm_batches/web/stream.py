@@ -1,7 +1,7 @@
 """Sends result rows as they come, as JSON or as NDJSON.
 
-White space goes out while no row comes, because a server notices that a caller has hung up only when it
-sends. A failure never looks like a normal end: it is raised in the server, which breaks the connection.
+White space is sent while no row comes, because a server notices that a caller has hung up only when it sends.
+A failure never looks like a normal end: it is raised in the server, which breaks the connection.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def file_stream(content: FileContent) -> Iterator[bytes]:
 
 def _rows(results: Results) -> Iterator[Sequence[Row] | LLMBatchesError]:
     """Yield rows, an empty group when white space is due, and last an error if there was one."""
-    sent = -BEAT  # the silence before the first row counts
+    sent = -BEAT  # before the first row, white space is due at once
     try:
         for rows in results.groups():
             if rows or time.monotonic() - sent >= BEAT:

@@ -41,14 +41,14 @@ def group_name(row: UsageSum, group_by: str | None) -> str | None:
 
 
 def cell(name: str | None) -> str:
-    """Return text that no spreadsheet takes for a formula: callers and models choose it."""
+    """Return a name in a form that no spreadsheet takes for a formula: callers can choose names."""
     return f"'{name}" if name and name[0] in _BEGIN_FORMULAS else name or ""
 
 
 def usage_csv(sums: Iterable[UsageSum], group_by: str | None) -> str:
     """Write sums as CSV, with a line of names first."""
     text = io.StringIO()
-    # All are quoted: where the list separator is ";", what comes after one would be a cell of its own.
+    # All cells are quoted: a spreadsheet whose separator is ";" would split a name at it.
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     names = UsageSum._fields[1:]
     writer.writerow(names if group_by is None else (group_by, *names))

@@ -76,7 +76,7 @@ def rename_parameters(
         if name not in taken:
             raise Unsuitable(refusal, "body", name)
         if taken[name] in found:
-            raise Unsuitable(f"Given twice: it is {taken[name]!r} at the provider, too.", "body", name)
+            raise Unsuitable(f"Given twice: another parameter means {taken[name]!r}, too.", "body", name)
         found[taken[name]] = value
     return found
 

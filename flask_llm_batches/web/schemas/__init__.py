@@ -97,8 +97,8 @@ def _problems(messages: Any, path: tuple[Any, ...] = ()) -> Iterator[Problem]:
     """Yield each of marshmallow's nested messages with the path to its field."""
     if isinstance(messages, Mapping):
         for key, inner in messages.items():
-            # Neither is a name of the caller's: "_schema" is the whole, and for a dict marshmallow tells
-            # what is wrong with a key from what is wrong with its value.
+            # The caller used none of these names: "_schema" stands for all of the data, and marshmallow adds
+            # "key" or "value" to the errors of a dict.
             unnamed = key == "_schema" or (
                 key in ("key", "value") and path[:1] == ("metadata",) and len(path) > 1
             )

@@ -89,7 +89,7 @@ class _AskedSchema(RequestSchema):
         validate=validate.Length(min=1, max=255),
         metadata={
             "description": "`provider:model`, or a name that this server knows; may be left out if every "
-            "request names it, and must be with a file.",
+            "request names it; must be left out with a file.",
         },
     )
     completion_window = fields.String(
@@ -102,7 +102,7 @@ class _AskedSchema(RequestSchema):
         ),
         metadata={
             "pattern": "^/[A-Za-z0-9_./-]{1,255}$",  # "\\Z" is Python's own
-            "description": "Others, such as `/v1/embeddings`, where the provider takes them.",
+            "description": "The endpoint of every request, such as `/v1/embeddings`.",
         },
     )
     user = fields.String(
@@ -124,7 +124,7 @@ class _AskedSchema(RequestSchema):
 
 
 def _check_number(pairs: dict[str, str]) -> None:
-    # Of marshmallow's Length, OpenAPI would make the maxLength of a string.
+    # Not marshmallow's Length, which apispec would turn into the maxLength of a string.
     if len(pairs) > MAX_METADATA:
         raise ValidationError(f"Longer than maximum length {MAX_METADATA}.")
 
@@ -224,14 +224,14 @@ class CheckedSchema(Schema):
 class BatchQuerySchema(RequestSchema):
     provider = fields.String(
         validate=validate.Length(min=1),
-        metadata={"description": "At which provider; not needed for batches that were made here."},
+        metadata={"description": "The provider; not needed for batches that were made here."},
     )
 
 
 class RetrieveQuerySchema(BatchQuerySchema):
     include = fields.String(
         validate=validate.OneOf(["parts"]),
-        metadata={"description": "`parts`: what of it is at which provider, and its links to retries."},
+        metadata={"description": "`parts` adds the parts of the batch, and its links to retries."},
     )
 
 
@@ -306,7 +306,7 @@ _Fields = msgspec.defstruct(
     "_Fields", [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in _CREATE.fields]
 )
 
-# Decoded, they take many times their size; metadata, with every character escaped, have half of it.
+# Decoded fields take many times their size. Metadata need at most half of this, with all characters escaped.
 _LONGEST_FIELD = 1 << 18
 
 
@@ -334,7 +334,7 @@ def load_create(body: bytes) -> dict[str, Any]:
     loaded = load(_CREATE, data if requests is None else {**data, "requests": requests})
     expiry = loaded.pop("output_expires_after")
     loaded["output_expires_after"] = None if expiry is None else expiry["seconds"]
-    # Clients that submit requests have to name a file, and name one that is none.
+    # Some clients must name a file even if they submit requests, and name one that does not exist.
     loaded["input_file_id"] = None if loaded["requests"] is not None else loaded["input_file_id"] or None
     return loaded
 

@@ -1,4 +1,4 @@
-"""What is inside of a batch."""
+"""The parts of a batch, and its links."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask_llm_batches.web.schemas.batches import BatchSchema, RequestCountsSche
 
 
 class PartSchema(Schema):
-    """A part of a batch. One that its provider got as it is has one part."""
+    """A part of a batch. A batch that was submitted as one has one part."""
 
     provider = fields.String(required=True)
     provider_batch_id = fields.String(required=True, allow_none=True)
@@ -23,7 +23,7 @@ class PartSchema(Schema):
 
 
 class DetailSchema(BatchSchema):
-    """A batch with what is inside of it: for `include=parts`."""
+    """A batch. Its parts and links are there with `include=parts`."""
 
     parts = fields.List(fields.Nested(PartSchema))
     retry_of = fields.String(

@@ -37,7 +37,7 @@ class LimitSchema(Schema):
     resets_at = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "When a month ends; null where the end of batches makes room."},
+        metadata={"description": "When the month ends; null for a limit of batches or requests."},
     )
 
 
@@ -46,5 +46,5 @@ class ErrorSchema(Schema):
 
     detail = fields.Raw(required=True, metadata={"anyOf": [{"type": "string"}, _FIELD_DETAILS]})
     error = fields.Nested(ErrorDetailsSchema, required=True)
-    status = fields.String(metadata={"description": "The batch's, with a 409 of its results."})
+    status = fields.String(metadata={"description": "The status of the batch, if it has no results."})
     limit = fields.Nested(LimitSchema, metadata={"description": "The limit, with `owner_limit_reached`."})
