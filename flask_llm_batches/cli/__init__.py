@@ -16,8 +16,8 @@ cli = Group(
     help="""Batches for large language models.
 
     Without --owner, commands see the batches of all owners. The exit code is 0 if all went well, 1 if rows,
-    a batch or a check failed, 2 if the command cannot do what it was told, and 3 if the provider, or another
-    service that is needed, did not do its part.""",
+    a batch or a check failed, 2 if the command cannot do what it was told, and 3 if the provider or another
+    service failed.""",
 )
 for command in (
     *(cancel, check, deliveries, keys, list_batches, openapi, parts, purge, reconcile, results),

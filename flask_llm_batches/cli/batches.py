@@ -1,4 +1,4 @@
-"""Commands about batches that there are."""
+"""Commands about existing batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def show(batch_id: str, owner: Owner, provider: str | None, *, as_json: bool) ->
 @json_option
 @with_appcontext
 def parts(batch_id: str, owner: Owner, provider: str | None, *, as_json: bool) -> None:
-    """Show the parts of a batch: what of it is at which provider, and how many requests that is."""
+    """Show the parts of a batch, with the provider, the provider's id and the requests of each."""
     detail = current_llm_batches.detail(batch_id, owner=owner, provider=provider)
     print_rows(_PART, map(_part, detail.parts), as_json=as_json)
 
@@ -134,9 +134,9 @@ def retry(
     waits: bool,
     as_json: bool,
 ) -> None:
-    """Submit the requests again that failed in a batch, as a new batch of its owner, and print its id.
+    """Submit the failed requests of a batch again, as a new batch of its owner, and print its id.
 
-    Its results go where those of the old one go.
+    The new batch has the handler and the webhook of the old one.
     """
     batch = current_llm_batches.retry(batch_id, owner=owner, provider=provider, idempotency_key=key)
     if waits:

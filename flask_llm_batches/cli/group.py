@@ -18,8 +18,8 @@ from flask_llm_batches.errors import (
 from flask_llm_batches.principal import EVERYONE, Owner
 
 FAILED, MISUSED, OUTSIDE = 1, 2, 3
-"""Exit codes: rows, a batch or a check failed; the command cannot do what it was told; the provider, or
-another service that it needs, did not do its part."""
+"""Exit codes: rows, a batch or a check failed; the command cannot do what it was told; the provider or
+another service failed."""
 
 
 class Failure(click.ClickException):
@@ -70,7 +70,7 @@ def _owner(_context: click.Context, _parameter: click.Parameter, given: str | No
 owner_option = click.option(
     "--owner",
     callback=_owner,
-    help="Act for this owner, who cannot touch what others have; by default for all.",
+    help="Act for this owner, who has no access to the batches of others; by default for all.",
 )
 provider_option = click.option("--provider", help="The provider of a batch that was not made here.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")

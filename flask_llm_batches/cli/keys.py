@@ -13,7 +13,7 @@ keys = Group("keys", help="Built-in API keys.")
 
 @keys.command(epilog="Example: flask llm-batches keys create --owner 42")
 @click.option("--owner", required=True, help="Whose key it is: batches and usage are kept under this name.")
-@click.option("--admin", is_flag=True, help="Its bearer sees and touches the batches of all.")
+@click.option("--admin", is_flag=True, help="Its bearer may see and change the batches of all owners.")
 def create(owner: str, admin: bool) -> None:
     """Create a key, and print it on the last line. It is not shown again."""
     key = current_llm_batches.keys.create(owner=owner, admin=admin)

@@ -29,7 +29,7 @@ def for_people() -> bool:
 
 
 def plain(value: object) -> str:
-    """Return a value as text for a terminal: what callers or providers chose cannot control it."""
+    """Return a value as text that cannot control a terminal, whoever chose it."""
     if value is None or value == "":
         return "-"
     if isinstance(value, Decimal):

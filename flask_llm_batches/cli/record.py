@@ -30,7 +30,7 @@ from flask_llm_batches.web.usage import group_name, usage_csv
 @json_option
 @with_appcontext
 def usage(owner: Owner, since: str | None, until: str | None, group_by: str | None, *, as_json: bool) -> None:
-    """Print the usage: requests, tokens, and the cost in US dollars. On no terminal it is CSV."""
+    """Print the usage: requests, tokens, and the cost in US dollars. Except on a terminal, it is CSV."""
     given = {"since": since, "until": until, "group_by": group_by}
     query = load(UsageQuerySchema(), {name: value for name, value in given.items() if value is not None})
     sums = current_llm_batches.usage(owner=owner, **query)
@@ -66,7 +66,7 @@ def usage(owner: Owner, since: str | None, until: str | None, group_by: str | No
 )
 @with_appcontext
 def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], given_up: Sequence[str]) -> None:
-    """Look for batches whose create got no answer at their providers. Run it after a crash.
+    """Look at the providers for batches whose create got no answer. Run it after a crash.
 
     Anthropic and Gemini keep no metadata, so their lists do not show which create made a batch. The
     candidates are printed below the batch: record the right one with --adopt, or record with --give-up that
@@ -91,7 +91,7 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
     click.echo(f"{found} found, {failed} not there, {unknown} still unknown")
     if unknown:
         click.echo(
-            "They are looked for again by themselves. Those that no provider lists have failed "
+            "They are looked for again automatically. Those that no provider lists count as failed "
             f"{current_llm_batches.settings.search_window:,.0f} seconds after their create.",
             err=True,
         )
@@ -99,7 +99,7 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
 
 @click.command(epilog="Example: flask llm-batches purge --before 2026-01-01 --dry-run")
 @click.option("--before", required=True, metavar="TIME", help="A day (2026-11-01) or time, in UTC.")
-@click.option("--usage", is_flag=True, help="Delete the usage of these batches, too: sums lose it.")
+@click.option("--usage", is_flag=True, help="Delete the usage of these batches, too. Sums will lack it.")
 @click.option("--dry-run", is_flag=True, help="Count the batches only.")
 @with_appcontext
 def purge(*, before: str, usage: bool, dry_run: bool) -> None:

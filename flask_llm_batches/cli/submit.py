@@ -22,11 +22,11 @@ from flask_llm_batches.principal import Owner
 from flask_llm_batches.web.schemas.batches import CheckedSchema
 
 OPERATOR = "operator"
-"""The owner of batches that are submitted on the command line for nobody else."""
+"""The owner of batches that are submitted on the command line without ``--owner``."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds between two polls
 _PATIENCE = 10  # polls in a row that may fail
-_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
+_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def pairs(

@@ -16,7 +16,7 @@ from flask_llm_batches.web.errors import HTTP_CODES
 
 _LONGEST_FORM = 64 * 1024
 
-# htmx has no style and no code of its own in the page: base.html configures it so.
+# head.html configures htmx so that it adds no styles to a page and runs no code from it.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"

@@ -4,14 +4,14 @@ Browsers send cookies and the credentials of HTTP Basic with forms of other site
 on the host's cookies, does not keep out sibling domains, and does not exist for HTTP Basic. So a form counts
 only if it passes two checks, and neither of them needs a session of the host:
 
-1. The browser says that the form is on a page of this origin: in ``Sec-Fetch-Site``, or in ``Origin`` if it
-   does not send that. No page can change these headers. A form with neither of them is refused.
-2. The form has a token that fits the cookie of its page and the caller (a signed double submit). Whoever can
-   plant a cookie, such as a sibling domain, cannot sign for it, and the token of one caller is of no use to
-   another.
+1. The browser says that the form is on a page of this origin: in ``Sec-Fetch-Site``, or, without that header,
+   in ``Origin``. No page can change these headers. A form with neither of them is refused.
+2. The form has a token that fits the cookie of its page and the caller (a signed double submit). Another site
+   that can set a cookie, such as a sibling domain, cannot sign a token for it, and the token of one caller is
+   of no use to another.
 
-Tokens are signed with the ``SECRET_KEY`` of the host. A host without one signs with what else its processes
-have in common, the keys of providers, and without those with a key of this process.
+Tokens are signed with the ``SECRET_KEY`` of the host. Without one, they are signed with the keys of
+providers, which all processes of the host have. Without those, they are signed with a key of this process.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def keep_token(response: Response) -> Response:
 
 
 def _cookie() -> str:
-    # With this prefix, browsers let no other domain plant the cookie, and no page without TLS.
+    # With this prefix, browsers let no other domain set the cookie, and no page without TLS.
     return f"__Host-{_COOKIE}" if request.is_secure else _COOKIE
 
 

@@ -19,7 +19,7 @@ _DEEPEST = 50
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 NONE = "\N{EN DASH}"
-"""What stands in the place of a figure that is not known."""
+"""The text for a figure that is not known."""
 
 _SMALLEST = Decimal("0.0001")
 _EVENTS = {
@@ -52,7 +52,7 @@ def number(value: int | None) -> str:
 
 
 def dollars(value: Decimal | None) -> str:
-    """Return a price with cents, and a small one with as many digits as it needs."""
+    """Return a price with two decimals, and one below a dollar with four."""
     if value is None:
         return NONE
     if value >= 1 or not value:
@@ -61,7 +61,7 @@ def dollars(value: Decimal | None) -> str:
 
 
 class Event(NamedTuple):
-    """Something that happened to a batch, and how long after what happened before."""
+    """Something that happened to a batch, and how long after the event before it."""
 
     name: str
     at: int

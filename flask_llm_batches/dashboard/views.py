@@ -38,7 +38,7 @@ _GROUPS = ("day", "model", "provider", "owner")
 
 _NOTHING_NEW = "", 204
 
-# What a page says after an action. The address has only the key, so that no link can make a page say more.
+# What a page says after an action. The URL has only the key, so that no link can put its own text on a page.
 DONE = {
     "cancel": "The provider was asked to cancel this batch.",
     "retry": "This is the new batch, of the requests that failed.",
@@ -103,7 +103,7 @@ def batch() -> View:
     if _is_known(state := _state(seen)):
         return _NOTHING_NEW
     failures = exchange = problem = None
-    custom_id = request.args.get("custom_id") or None  # to the letter
+    custom_id = request.args.get("custom_id") or None  # not stripped: spaces count
     if "failures" in request.args:
         try:
             failures = current_llm_batches.failures(batch_id, owner=caller(), provider=provider)
@@ -241,7 +241,7 @@ def keys() -> View:
 
 def health() -> View:
     _admins_only()
-    live = request.method == "POST"  # so that no page of another site lets this app call its providers
+    live = request.method == "POST"  # so that no page of another site makes this app call its providers
     findings = current_llm_batches.checkup(live=live)
     return render_template("llm_batches/health.html", findings=findings, live=live)
 

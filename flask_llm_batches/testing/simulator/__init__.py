@@ -221,7 +221,7 @@ class Simulator:
         """Add a batch.
 
         Raises:
-            Refused: There is no room for it. OpenAI's fail later.
+            Refused: There is no room for it. OpenAI's batches fail later instead.
         """
         with self.lock:
             if batch.protocol != openai.NAME and not self._has_room(batch):
@@ -247,7 +247,7 @@ class Simulator:
             return batch
 
     def newest_first(self, protocol: str) -> list[str]:
-        """Return the ids of a protocol's batches."""
+        """Return the ids of a protocol's batches, newest first."""
         return [batch.id for batch in reversed(self.batches) if batch.protocol == protocol]
 
     def _has_room(self, batch: SimulatedBatch) -> bool:
@@ -291,7 +291,7 @@ class Simulator:
 
 
 def _interrupted(body: Iterable[bytes], after: int, interrupt: Callable[[], None]) -> Iterator[bytes]:
-    yield b""  # the headers go out with it
+    yield b""  # this sends the headers
     data = b"".join(body)
     yield data[:after]
     interrupt()

@@ -103,7 +103,7 @@ class SimulatedBatch:
             self._become("completed")
 
     def expire(self, *, after: int = 0) -> None:
-        """Let the batch expire after so many requests were answered."""
+        """End the batch as ``expired``, after so many requests were answered."""
         self.advance(after - self.outcomes.total())
         self._give_up("expired")
         self._become("expired")

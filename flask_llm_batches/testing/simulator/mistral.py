@@ -1,7 +1,7 @@
 """Mistral's wire protocol: files and batch jobs.
 
-Shapes follow Mistral's API reference, limits its guide to batch inference. Neither says where the requests
-are that a job did not execute. Here they are in no file, and are not counted.
+Shapes follow Mistral's API reference, and limits follow its guide to batch inference. Neither says where the
+requests that a job did not execute are. Here they are in no file, and are not counted.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class Files:
         return self._files[file_id]
 
     def keep(self, file_id: str, name: str, purpose: str, rows: Iterable[bytes]) -> str:
-        """Store the output of a batch, once, and return its id. A later batch of the same id has its own."""
+        """Store the output of a batch, once, and return its id. A new batch with the same id replaces it."""
         if file_id not in self._files or self._files[file_id].rows is not rows:
             self._files[file_id] = File(file_id, name, purpose, b"".join(rows), rows)
         return file_id

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Handler(WSGIRequestHandler):
-    """Reads the whole body: werkzeug's own handler does not, and closes every connection for that."""
+    """Reads the whole body: werkzeug's own handler does not, and so must close every connection."""
 
     server: _Listener
     protocol_version = "HTTP/1.1"
@@ -118,4 +118,4 @@ def _hang_up(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # the other side was first
+        return  # the other side has closed it
