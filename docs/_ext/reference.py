@@ -1,6 +1,6 @@
 """Writes the reference from the code: the settings, the endpoints and the errors, as Markdown.
 
-A comment in a page, such as ``<!-- generated: settings -->``, stands for the text.
+A comment in a page, such as ``<!-- generated: settings -->``, is replaced by the text.
 """
 
 from __future__ import annotations
