@@ -104,7 +104,7 @@ def _of_lines(description: str) -> dict[str, Any]:
     return {kind: {"schema": {"type": "string", "description": description}} for kind in NDJSON}
 
 
-_LINES = _of_lines("A request a line: `custom_id` and `body`, or OpenAI's form. Blank lines are skipped.")
+_LINES = _of_lines("One request per line: `custom_id` and `body`, or OpenAI's form. Blank lines are skipped.")
 _LINES_QUERY = [
     {
         "name": name,
@@ -134,7 +134,7 @@ _IDEMPOTENCY_KEY = {
     "description": "The same create with the same key returns the same batch.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
-_ROWS = _of_lines("A `Row` a line, and blank lines. After an interruption, the last line is an `Error`.")
+_ROWS = _of_lines("One `Row` per line, and blank lines. After an interruption, the last line is an `Error`.")
 
 
 def openapi() -> Response:
