@@ -36,7 +36,7 @@ def file_id(uid: str) -> str:
 
 
 NO_FILE = ""
-"""The ``input_file_id`` of a batch that was made of requests: typed clients want a string."""
+"""The ``input_file_id`` of a batch that was made of requests: typed clients need a string."""
 
 OutputKind = Literal["output", "error"]
 """The files of a batch's results: ``output`` has the rows with a result, and ``error`` has the others."""

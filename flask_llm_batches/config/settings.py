@@ -52,7 +52,7 @@ class Settings:
         storage: Where large data is kept: ``"database"``, or the URL of a folder or an object store.
         retention: Days for which results and files are kept. 0 keeps results only as long as they are needed,
             and no files.
-        webhooks: The URLs that are told when a batch has ended, by name: ``{"crm": {"url": "https://...",
+        webhooks: The URLs to call when a batch has ended, by name: ``{"crm": {"url": "https://...",
             "secret": "whsec_..."}}``.
         models: ``provider:model`` for the names of models that callers use, and for patterns with one ``*``:
             ``{"gpt-4o-mini": "anthropic:claude-haiku-4-5", "claude-*": "anthropic:claude-*"}``.

@@ -1,1 +1,1 @@
-"""The work of a batch. Nothing in this package knows about HTTP."""
+"""The work of a batch. Nothing in this package depends on HTTP."""

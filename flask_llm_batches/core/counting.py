@@ -105,7 +105,7 @@ class TokenCount:
             said = _Used()  # the usage is not an object, or too deep or long, or a number is too large
         usage = said.usage or _NO_USAGE
         details = _object(usage.prompt_tokens_details) or _object(usage.input_tokens_details)
-        # Anthropic counts what it read from and wrote to its cache beside the input, others as part of it.
+        # Anthropic's input does not include tokens that were read from or written to its cache; others' does.
         read = _number(usage.cache_read_input_tokens)
         written = _number(usage.cache_creation_input_tokens)
         used = Consumed(

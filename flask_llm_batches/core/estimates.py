@@ -50,7 +50,7 @@ class Estimates:
         return total(one for one, _ in costs), total(one for _, one in costs)
 
     def reserved(self, prompts: Sequence[Prompts], allowance: Allowance | None) -> int | None:
-        """Return about what prompts cost, in billionths of a US dollar; None if that has no limit."""
+        """Return about what prompts cost, in billionths of a US dollar; None if unknown or not limited."""
         if allowance is None or allowance.cost is None:
             return None
         cost, _ = self.costs(prompts)

@@ -1,4 +1,4 @@
-"""What people see of batches: what the calls of ``Inspections`` return."""
+"""What the calls of ``Inspections`` return."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Operations:
         return self._webhooks.all(batch_uid=uid, limit=limit)
 
     def send_again(self, batch_id: str) -> int:
-        """Let a worker send all webhooks of a batch again, and return their number."""
+        """Make all webhooks of a batch due again, so that a worker sends them, and return their number."""
         return self._webhooks.again(self._lookup.record_of(batch_id).uid)
 
     def receive_event(self, provider: str, headers: Mapping[str, str], body: bytes) -> None:

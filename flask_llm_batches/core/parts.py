@@ -169,7 +169,7 @@ class Parts:
         return True
 
     def retry(self, part: Record, custom_ids: Set[str], values: Mapping[str, Any]) -> None:
-        """Let the failed requests of a part be submitted again, and record what was read of it."""
+        """Queue the failed requests of a part again, if they are still kept, and record what was read."""
         whole = self.whole(part)
         if whole is not None and not is_cancelled(whole):
             try:
@@ -189,7 +189,7 @@ class Parts:
         self.changed(part)
 
     def expire_archives(self, whole: Record) -> None:
-        """Let the archives of the parts of a batch be deleted soon: the batch has one of its own now."""
+        """Make the archives of the parts of a batch expire soon: the batch has its own archive now."""
         self._parts.expire_archives(whole.uid, at=int(time.time()) + _READ)
 
     def cancel(self, whole: Record) -> None:

@@ -104,7 +104,7 @@ def _price(
         with localcontext(rounding=rounding):
             return Decimal(tokens) / used.requests
 
-    # Per request, as rates may depend on the length of its prompt. No part may exceed the whole.
+    # Per request, as rates may depend on the length of its prompt. No part of a prompt may exceed the prompt.
     usage = Usage(
         input_tokens=mean(used.prompt, ROUND_CEILING),
         cache_read_tokens=mean(used.cached),

@@ -129,7 +129,7 @@ class ResultReader:
             The number of rows.
 
         Raises:
-            DamagedRows: Rows are damaged, and may be whole later.
+            DamagedRows: Rows are damaged, and may be intact later.
         """
         counts = Counts()
         self._write(record, self._rows(batch, record, counts), counts, batch, keep=keep)
@@ -148,7 +148,7 @@ class ResultReader:
             How many of them have failed, and the ``custom_id``s of those that may succeed in another part.
 
         Raises:
-            DamagedRows: Rows are damaged, and may be whole later.
+            DamagedRows: Rows are damaged, and may be intact later.
         """
         counts = Counts()
         retryable: list[str] = []

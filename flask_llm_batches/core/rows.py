@@ -70,7 +70,7 @@ class Counts:
 
 
 class DamagedRows(Exception):
-    """Rows are damaged, and may be whole when they are read later."""
+    """Rows are damaged, and may be intact when they are read later."""
 
 
 class _Counter:

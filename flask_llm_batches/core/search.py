@@ -27,8 +27,8 @@ class Walk:
         back_to: The time, as Unix seconds, before which no batch is of interest.
 
     Attributes:
-        complete: Whether the walk came to the end of the list, or to where all batches are a good deal older
-            than ``back_to``. False if the provider's list is endless or repeats itself.
+        complete: Whether the walk came to the end of the list, or to batches that are all much older than
+            ``back_to``. False if the provider's list is endless or repeats itself.
     """
 
     def __init__(self, providers: Providers, provider: str, *, back_to: float) -> None:

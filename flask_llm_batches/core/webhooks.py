@@ -74,7 +74,7 @@ class Events:
         self._tasks = tasks
 
     def receive(self, provider: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Let a worker look at the batch of an event next.
+        """Make a worker look at the batch of an event next.
 
         Args:
             provider: The provider's name in ``LLM_BATCHES_PROVIDERS``.

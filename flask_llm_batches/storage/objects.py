@@ -25,7 +25,7 @@ class Objects:
 
     Args:
         url: Such as ``s3://bucket/path``.
-        spool_dir: Where an object is until it is whole; None for the system's folder for temporary files.
+        spool_dir: Where an object is until it is complete; None for the system's folder for temporary files.
 
     Raises:
         ConfigurationError: obstore is not installed, or does not understand the URL.

@@ -1,4 +1,4 @@
-"""What an operator wants to know about the record."""
+"""The state of the record, for operators."""
 
 from __future__ import annotations
 

@@ -119,6 +119,7 @@ class Lanes(Store):
             tokens += others.tokens
         else:
             values["refused_until"] = now + min(wait * 2 ** min(failures, 10), _LONGEST_WAIT)
+        # All these tokens together were too many, so the limit is lower.
         if others.batches or failures >= _PATIENCE:
             limit = max(1, min(tokens - 1, limit or tokens))
         if limit is not None:

@@ -64,7 +64,7 @@ class Purge(Store):
 
     @transaction
     def expire_inputs(self, connection: Connection, *, before: int) -> None:
-        """Let input files expire now that were created before a time and that no batch waits for."""
+        """Make input files expire now that were created before a time and that no batch waits for."""
         waits = select(BatchRow.input_file).where(
             BatchRow.state == "queued", BatchRow.input_file.is_not(None)
         )

@@ -113,7 +113,7 @@ class BatchQueries(Store):
             rows = [Record(*row) for row in connection.execute(query.limit(limit + 1))]
         else:
             newest = connection.execute(select(func.max(BatchRow.id))).scalar() or 0
-            # The host may write JSON with or without escapes, so this finds more rows than those wanted.
+            # The host may write JSON with or without escapes. This search leaves few rows to read in full.
             text_of = cast(BatchRow.snapshot, Text)
             likely = [
                 or_(*(text_of.contains(form, autoescape=True) for form in (word, json.dumps(word)[1:-1])))

@@ -114,7 +114,7 @@ def results(batch_id: str) -> Response:
     mimetype = request.accept_mimetypes.best_match(ROW_TYPES, "application/json")
     if request.method == "HEAD":
         current_llm_batches.check_results(batch_id, owner=caller(), provider=query.get("provider"))
-        return Response(iter(()), mimetype=mimetype)  # nobody knows the length yet
+        return Response(iter(()), mimetype=mimetype)  # the length is not known yet
     rows = current_llm_batches.results(
         batch_id,
         owner=caller(),

@@ -52,7 +52,7 @@ class ArchiveResults:
         return Next(f"{rows} rows", then=then)
 
     def _collect(self, part: Record) -> Next:
-        """Keep the rows of a part until its batch has ended, and let what failed be submitted again."""
+        """Keep the rows of a part until its batch has ended, and queue again what failed."""
         whole = self._parts.whole(part)
         if whole is None or whole.archived_at is not None:
             return Next("its batch has its rows already")

@@ -120,7 +120,7 @@ class AnthropicAdapter(Adapter):
             await results.close()
 
     def row(self, line: bytes, batch: Batch) -> Row:
-        """Read a line of the results. The result of a chat completion is translated into one, too."""
+        """Read a line of the results. The answer to a chat completion is translated into one."""
         entry = _decode_line(line)
         if entry.result.type == "succeeded":
             message = entry.result.message

@@ -176,7 +176,7 @@ def to_completion(raw: msgspec.Raw) -> msgspec.Raw:
 
 
 def _usage(used: _Usage) -> dict[str, Any]:
-    # Anthropic counts what it read from and wrote to its cache beside the input, OpenAI as part of it.
+    # Anthropic's input does not include tokens that were read from or written to its cache; OpenAI's does.
     read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
     prompt = used.input_tokens + read + written
     # A field of Anthropic's, kept for the price: tokens that its cache keeps for an hour cost more.

@@ -33,7 +33,7 @@ class BatchRow(Leased, Base):
             is treated in the same way: its process has died.
         owner: Who may see it.
         model: The model of its requests, without the provider.
-        requests: How many requests went in.
+        requests: How many requests it has.
         status: The provider's status, as last seen. Without one: ``validating`` at first, ``failed`` if a
             search did not find the batch, null if the provider refused it.
         snapshot: The batch as last seen, from ``Batch.to_dict``; with an id of ours until it is accepted.
@@ -152,12 +152,12 @@ class Record:
 
     @property
     def is_queued(self) -> bool:
-        """Whether it was not submitted when it was made, or not as one batch: it has an id of ours."""
+        """Whether it was queued or split before its provider had it, so that callers see an id of ours."""
         return self.input_file is not None or (self.state == "split" and self.batch_id is None)
 
     @property
     def shown_id(self) -> str:
-        """The id that callers see: the provider's, or ours if the batch was not made at once."""
+        """The id that callers see: the provider's, or ours if ``is_queued`` or if there is no other."""
         return own_id(self.uid) if self.is_queued or self.batch_id is None else self.batch_id
 
     def shown(self, batch: Batch) -> Batch:
@@ -261,7 +261,7 @@ class ManifestRow(Base):
 
 
 class UsageRow(Base):
-    """A row of usage: one create, failed create, or full read of results.
+    """A row of usage: one create, failed create, or full read of the results of one model.
 
     Attributes:
         event: ``create``, ``create_failed`` or ``results``.
