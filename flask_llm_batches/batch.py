@@ -14,7 +14,7 @@ import msgspec
 from flask_llm_batches.fields import READ, is_id, read_time
 
 UID_KEY = "flask_llm_batches_uid"
-"""Where our own id of a batch travels in the provider's metadata; never shown to callers."""
+"""The key of our own id of a batch in the provider's metadata; never shown to callers."""
 
 _OWN_ID = re.compile("batch_([0-9a-f]{32})")
 

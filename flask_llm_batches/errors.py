@@ -35,7 +35,7 @@ class LLMBatchesError(Exception):
     Attributes:
         status: The HTTP status of the answer.
         code: The name of the error, for programs.
-        param: The field that was wrong, if it was one.
+        param: The wrong field, if there is one.
         retry_after: ``Retry-After`` of the answer: seconds or an HTTP date.
         should_retry: False if repeating the call would do harm or be useless; OpenAI's SDKs obey it.
         headers: Further headers of the answer.
@@ -247,7 +247,7 @@ class Problem(NamedTuple):
     """One thing that is wrong with a request.
 
     Attributes:
-        path: The way to the field: ``("requests", 3, "custom_id")``; empty for the whole.
+        path: The path of the field: ``("requests", 3, "custom_id")``; empty for the whole request.
         message: What is wrong with it.
         code: OpenAI's code for it, where it has one.
     """

@@ -19,8 +19,8 @@ def span(name: str, *, current: bool = True, **attributes: str | int) -> Iterato
 
     Args:
         name: The name, without ``llm_batches.``.
-        current: Whether spans in the block are children of this one. False for a block with a ``yield``,
-            which would leave its context to the caller.
+        current: Whether spans in the block are children of this one. False for a block with a ``yield``:
+            otherwise spans of the caller would be children of this one, too.
         attributes: The attributes, without ``llm_batches.`` in their names.
     """
     if trace is None:  # pragma: no cover

@@ -23,7 +23,7 @@ from flask_llm_batches.current import current_llm_batches
 )
 @with_appcontext
 def worker(concurrency: int) -> None:
-    """Follow batches until they have ended, and archive, deliver and announce their results.
+    """Follow batches until they have ended, archive and deliver their results, and send webhooks.
 
     Run any number of workers, on any number of machines. SIGTERM and Ctrl+C end a worker when the steps that
     are running have ended.

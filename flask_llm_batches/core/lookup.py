@@ -61,7 +61,7 @@ class Lookup:
         reconciler: Looks for unsettled batches.
         adopter: Adopts them.
         parts: The parts of batches.
-        worker_alive: Returns whether a worker does what is due.
+        worker_alive: Returns whether a worker is alive.
         advance: Submits a queued batch or parts without a worker, if that is due, and returns the record.
     """
 

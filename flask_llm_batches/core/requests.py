@@ -42,7 +42,7 @@ open for reading bytes, or lines of bytes; or the bytes of a JSON array."""
 
 
 class WrongRequest(Exception):
-    """A request that cannot be submitted. Its ``code`` is OpenAI's for it."""
+    """A request that cannot be submitted. ``code`` is OpenAI's code of the error."""
 
     def __init__(
         self, message: str, *path: str | int, code: str = "invalid_request", unsupported: bool = False

@@ -130,7 +130,7 @@ class Sources:
 
         Raises:
             RequestsGone: The requests are not there any more.
-            TimeoutError: It was not found until then.
+            TimeoutError: It was not found by then.
         """
 
         def in_time() -> Iterator[bytes]:

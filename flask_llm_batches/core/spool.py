@@ -44,7 +44,7 @@ class Spool:
     Attributes:
         path: A file that only this user may read; one line is one request, as the provider takes it.
         size: The bytes of all requests.
-        custom_ids: Of every request in the file, in order.
+        custom_ids: The ``custom_id``s of all requests in the file, in order.
         renamed: How many requests named another model.
         parts: The parts that have the requests; empty if the file has all of them.
     """

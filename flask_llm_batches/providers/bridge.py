@@ -153,9 +153,9 @@ class Bridge:
     def run_apart(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Run a coroutine function on an event loop of its own, and wait for what it returns or raises.
 
-        It runs in a worker thread, because ``async_to_sync`` fails in a thread with a running loop, and uses
-        the server's loop under an ASGI server. Under gevent, all threads are greenlets of one thread, which
-        can run only one loop, so the kept loop is used.
+        It runs in a worker thread: in the caller's, ``async_to_sync`` would fail if a loop is running, and
+        would use the server's loop under an ASGI server. Under gevent, all threads are greenlets of one
+        thread, which can run only one loop, so the kept loop is used.
 
         Raises:
             TimeoutError: It took longer than ``timeout`` seconds; it has been cancelled.

@@ -1,4 +1,4 @@
-"""Checks what an owner has against what they may have, in the transaction that adds to it."""
+"""Checks the limits of an owner, in the transaction that records a batch."""
 
 from __future__ import annotations
 

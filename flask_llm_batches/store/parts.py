@@ -29,7 +29,7 @@ class Parts(Store):
 
     @transaction
     def retries_of(self, connection: Connection, batch_uid: str) -> Sequence[Record]:
-        """Return the batches of requests that failed in a batch, oldest first."""
+        """Return the batches that retry what failed in a batch, oldest first."""
         rows = connection.execute(RECORD.where(BatchRow.retry_of == batch_uid))
         return sorted((Record(*row) for row in rows), key=lambda record: record.id)
 
@@ -76,7 +76,7 @@ class Parts(Store):
         parts: Sequence[NewPart],
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> bool:
-        """Let other parts submit the requests of a part, or some of them; return False if others do already.
+        """Insert parts that submit the requests of a part, or some of them; return False if there are any.
 
         A part that was never submitted is deleted.
 

@@ -128,8 +128,8 @@ class UsageSums(Store):
         if batch_uid is not None:
             conditions.append(UsageRow.batch_uid == batch_uid)
         # With coalesce, the database uses the index of unaccounted batches, which has fewer rows than the
-        # index of the owner's statuses. Without an owner, it must look up the status in the former, which has
-        # all batches that ever failed.
+        # index of the owner's statuses. Without an owner, the index of unaccounted batches has all that ever
+        # failed, so it must be searched by status, too.
         status = BatchRow.status if owner is None else func.coalesce(BatchRow.status, "")
         has_results = status.in_(_WITH_RESULTS)
         ended = [*conditions, made, BatchRow.accounted_at.is_(None), has_results]

@@ -22,7 +22,7 @@ class Tried(NamedTuple):
     Attributes:
         answer: In words, without anything that the target sent.
         sent: Whether the target took it.
-        wait: Seconds until it is sent again; None if it is not.
+        wait: Seconds until it is sent again; None if it is not sent again.
     """
 
     answer: str

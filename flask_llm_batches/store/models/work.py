@@ -83,7 +83,7 @@ class WebhookRow(Base):
         type: The event: ``batch.completed`` and the like.
         created_at: When the end of the batch was seen.
         attempts: How often it was sent.
-        due_at: When it is sent next; null if it is not.
+        due_at: When it is sent next; null if it is not sent again.
         sent_at: When the target took it; null until then.
         answer: The outcome of the last try, in words; null before the first one.
     """

@@ -77,7 +77,7 @@ class Simulator:
         hang_ups: The calls whose caller hung up before the end of the response.
         respond: The argument; may be replaced at any time.
         token_limit: How many tokens the batches of a model may have that run at the same time; None for no
-            limit. OpenAI says so after the create, with a batch that fails, and the others with a 429.
+            limit. Above it, OpenAI accepts a batch and fails it later, and the others answer a 429.
         next_batch_id: The id of the next batch, for ids of another shape than the provider's.
         rewrite: Called with every call and its response; returns the response to send, for tests of wrong
             answers. None changes nothing.

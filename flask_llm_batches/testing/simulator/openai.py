@@ -198,7 +198,7 @@ def _find_problem(
 
 
 def no_room(model: str, limit: int) -> dict[str, Any]:
-    """Return the error of a batch that has too many tokens, with those of others.
+    """Return the error of a batch that has too many tokens, together with other batches.
 
     The words are those of https://github.com/openai/openai-python/issues/2084.
     """
