@@ -67,7 +67,7 @@ _HEADERS = {
     401: {"WWW-Authenticate": "What credentials are taken"},
     405: {"Allow": "What methods this path has"},
     409: {"Retry-After": "Seconds", "X-Should-Retry": "`false`: repeating the call at once does not help"},
-    429: {"Retry-After": "Seconds or an HTTP date, as the provider gave it"},
+    429: {"Retry-After": "Seconds or an HTTP date"},
     502: {"X-Should-Retry": "`false` for a create: there may be a batch"},
     504: {"X-Should-Retry": "`false` for a create: there may be a batch"},
 }
@@ -252,7 +252,7 @@ def document(prefix: str, files: str | None, server: str = "/") -> dict[str, Any
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
         "security": [],
     }
-    webhook["responses"]["204"] = {"description": "The event was signed; a worker looks at its batch next."}
+    webhook["responses"]["204"] = {"description": "The event was signed; a worker looks at its batch next"}
     del webhook["responses"]["200"]
     spec.path(f"{prefix}/webhooks/{{provider}}", operations={"post": webhook})
     if files is not None:
