@@ -70,6 +70,44 @@ def test_a_repeated_create_is_not_one_more(make_host: MakeHost, database_url: st
     assert ada.post("/v1/batches", json=body, headers={"Idempotency-Key": "b"}).status_code == 200
 
 
+def test_a_dry_run_warns_of_a_limit(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dry run of a batch above the limit returns what it has found, and the limit as a warning."""
+    app = limited(make_host, database_url, requests=3)
+    ada = client_of(app, "ada")
+    for count, warnings in ((3, 0), (4, 1)):
+        body = {"model": OPENAI, "requests": requests(count)}
+        answer = ada.post("/v1/batches?dry_run=true", json=body).get_json()
+        assert (answer["requests"], len(answer["warnings"])) == (count, warnings)
+    assert answer["warnings"][0].startswith(
+        "Your limit is 3 requests at once: 3 are left, and this batch needs 4."
+    )
+    lines = b"".join(
+        b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n' % n for n in range(4)
+    )
+    body = {"input_file_id": uploaded(ada, lines)["id"], "endpoint": "/v1/chat/completions"}
+    assert ada.post("/v1/batches?dry_run=true", json=body).get_json()["warnings"] == answer["warnings"]
+    assert not llm_provider.batches
+    assert "was refused" not in caplog.text
+
+
+def test_a_refused_batch_is_logged(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names the owner and the limit, also of a retry."""
+    app = limited(make_host, database_url, batches=1)
+    first = post(app, "ada", 1).get_json()
+    llm_provider.respond = lambda _: (500, {"error": {"message": "try again"}})
+    llm_provider.batches[0].finish()
+    ada = client_of(app, "ada")
+    assert ada.get(f"/v1/batches/{first['id']}/results").status_code == 200
+    assert post(app, "ada", 1).status_code == 200
+    assert ada.post(f"/v1/batches/{first['id']}/retry").status_code == 429
+    (line,) = [record.getMessage() for record in caplog.records if "was refused" in record.getMessage()]
+    assert line.startswith("a batch of owner 'ada' was refused: Your limit is 1 batches at once: 0 are left")
+
+
 def test_requests_at_once(make_host: MakeHost, database_url: str) -> None:
     """Requests count as long as their batch runs, whoever submits them and how."""
     app = limited(make_host, database_url, requests=5)

@@ -107,14 +107,19 @@ class Creator:
         self._providers.adapter_of(provider).check(submission)
         return Asked(provider, Model(name, full, is_given=model is not None), submission)
 
-    def check(self, asked: Asked, requests: Incoming) -> Checked:
+    def check(self, asked: Asked, requests: Incoming, *, owner: Principal) -> Checked:
         """Check a batch as ``create`` does. Nothing is submitted or kept."""
         self._providers.check(asked.provider)
         with self.spooled(asked, requests) as spool:
             warnings = [renamed(spool, asked)] if spool.renamed else []
             number = sum(part.requests for part in spool.parts) or len(spool.custom_ids)
             tokens = tokens_of(spool.size)
-            costs = self._estimates.costs(prompts_in(asked, spool))
+            prompts = prompts_in(asked, spool)
+            costs = self._estimates.costs(prompts)
+            if (allowance := self._limiter.allowance(owner)) is not None:
+                cost = self._estimates.reserved(prompts, allowance)
+                error = self._batches.exceeded(owner.owner, allowance, requests=number, cost=cost)
+                warnings += [] if error is None else [str(error)]
             return Checked(
                 asked.provider, number, spool.size, len(spool.parts) or 1, tokens, *costs, warnings
             )

@@ -101,10 +101,10 @@ class FileBatches:
             self._providers.adapter_of(asked.provider).check(asked.submission)
         return asked
 
-    def check(self, asked: Asked, file: File) -> Checked:
+    def check(self, asked: Asked, file: File, *, owner: Principal) -> Checked:
         """Check a batch as ``submit`` does. Nothing is submitted or kept."""
         with self._requests(file) as requests:
-            return self._creator.check(self._resolved(asked, requests), requests)
+            return self._creator.check(self._resolved(asked, requests), requests, owner=owner)
 
     def create(self, asked: Asked, file: File, *, owner: Principal, key: str | None) -> Created:
         """Record a batch that is submitted later.

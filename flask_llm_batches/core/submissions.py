@@ -19,7 +19,7 @@ from flask_llm_batches.core.retry import Retrier
 from flask_llm_batches.core.webhooks import Targets
 from flask_llm_batches.core.worker.alive import WorkerAlive
 from flask_llm_batches.core.worker.tick import Ticker
-from flask_llm_batches.errors import REQUIRED, OwnerLimitReached, RecordUnavailable, ValidationFailed
+from flask_llm_batches.errors import REQUIRED, RecordUnavailable, ValidationFailed
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.principal import Owner, Principal, owner_name, owner_or_everyone
 from flask_llm_batches.store.batches import Batches
@@ -90,8 +90,7 @@ class Submissions:
         Returns:
             The batch. Its ``replayed`` is true if an earlier create with the same key made it.
         """
-        name = owner_name(owner)
-        principal = owner if isinstance(owner, Principal) else Principal(name)
+        principal = _principal(owner)
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         source = self._source(requests, input_file_id, model, owner)
@@ -99,17 +98,11 @@ class Submissions:
         if output_expires_after is not None:
             check_expiry(output_expires_after, "output_expires_after")
             asked = asked._replace(output_seconds=output_expires_after)
-        try:
-            if isinstance(source, Incoming):
-                by = owner_name(requested_by or name)
-                made = self._creator.create(
-                    asked, source, owner=principal, requested_by=by, key=idempotency_key
-                )
-            else:
-                made = self._file_batches.create(asked, source, owner=principal, key=idempotency_key)
-        except OwnerLimitReached as error:
-            logger.warning("a create of owner %r was refused: %s", name, error)
-            raise
+        if isinstance(source, Incoming):
+            by = owner_name(requested_by or principal)
+            made = self._creator.create(asked, source, owner=principal, requested_by=by, key=idempotency_key)
+        else:
+            made = self._file_batches.create(asked, source, owner=principal, key=idempotency_key)
         return self._submitted(made)
 
     def check(
@@ -128,8 +121,11 @@ class Submissions:
         output_expires_after: int | None = None,
         retries: int | None = None,
     ) -> Checked:
-        """Check a batch as ``create`` does. Nothing is submitted or kept."""
-        owner_name(owner)
+        """Check a batch as ``create`` does. Nothing is submitted or kept.
+
+        That the batch would be above a limit of its owner is a warning: there may be room later.
+        """
+        principal = _principal(owner)
         if idempotency_key is not None:
             Idempotency.check(idempotency_key)
         if output_expires_after is not None:
@@ -137,9 +133,9 @@ class Submissions:
         source = self._source(requests, input_file_id, model, owner)
         asked = self._ask(source, model, endpoint, completion_window, metadata, on_results, webhook, retries)
         if isinstance(source, Incoming):
-            checked = self._creator.check(asked, source)
+            checked = self._creator.check(asked, source, owner=principal)
         else:
-            checked = self._file_batches.check(asked, source)
+            checked = self._file_batches.check(asked, source, owner=principal)
         warnings = [*checked.warnings, *([NO_WORKER] if self._lacks_worker(asked) else [])]
         if checked.parts > 1 and not self._worker_alive():
             warnings.append(PARTS_WAIT)
@@ -244,3 +240,7 @@ class Submissions:
     def _submit_now(self, batch: Batch) -> None:
         with suppress(RecordUnavailable):  # which is logged; it is submitted when somebody asks for the batch
             self._ticker.run(uid_of(batch.id) or "", "submit")
+
+
+def _principal(owner: str | Principal) -> Principal:
+    return owner if isinstance(owner, Principal) else Principal(owner_name(owner))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from flask_llm_batches.batch import Batch, own_id
+from flask_llm_batches.errors import OwnerLimitReached
 from flask_llm_batches.store import files, idempotency, limits, manifests, tasks
 from flask_llm_batches.store.leases import new_lease
 from flask_llm_batches.store.limits import Allowance
@@ -146,6 +147,13 @@ class Intents(BatchQueries):
             if (record := self.by_uid(uid)) is None:
                 raise
             return record
+
+    @transaction
+    def exceeded(
+        self, connection: Connection, owner: str, allowance: Allowance, *, requests: int, cost: int | None
+    ) -> OwnerLimitReached | None:
+        """Return the limit that one more batch would exceed now; None if the owner may have it."""
+        return limits.exceeded(connection, owner, allowance, requests=requests, cost=cost)
 
     @transaction
     def _begin(

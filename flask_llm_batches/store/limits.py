@@ -11,8 +11,11 @@ from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import FINISHED, STATUSES
 from flask_llm_batches.errors import OwnerLimitReached
+from flask_llm_batches.log import get_logger
 from flask_llm_batches.store.models import BatchRow, OwnerRow, UsageRow
 from flask_llm_batches.store.store import is_owned
+
+logger = get_logger(__name__)
 
 _UNIT = 10**9
 
@@ -59,6 +62,25 @@ def reserve(
         OwnerLimitReached: The owner would have more than allowed.
     """
     _lock(connection, owner)
+    error = exceeded(connection, owner, allowance, requests=requests, cost=cost, except_id=except_id)
+    if error is not None:
+        logger.warning("a batch of owner %r was refused: %s", owner, error)
+        raise error
+
+
+def exceeded(
+    connection: Connection,
+    owner: str,
+    allowance: Allowance,
+    *,
+    requests: int,
+    cost: int | None,
+    except_id: int | None = None,
+) -> OwnerLimitReached | None:
+    """Return the limit that one more batch would exceed now; None if the owner may have it.
+
+    The arguments are those of ``reserve``.
+    """
     theirs = is_owned(BatchRow.owner, owner), BatchRow.part_of.is_(None)
     others = theirs if except_id is None else (*theirs, BatchRow.id != except_id)
     running = select(func.count(), func.coalesce(func.sum(BatchRow.requests), 0)).where(
@@ -66,31 +88,33 @@ def reserve(
     )
     batches, had = (int(number) for number in connection.execute(running).one())
     if allowance.batches is not None and batches + 1 > allowance.batches:
-        raise OwnerLimitReached("batches", limit=allowance.batches, used=batches, asked=1)
+        return OwnerLimitReached("batches", limit=allowance.batches, used=batches, asked=1)
     if allowance.requests is not None and had + requests > allowance.requests:
-        raise OwnerLimitReached("requests", limit=allowance.requests, used=had, asked=requests)
-    if allowance.cost is not None:
-        first, next_month = _month()
-        unread = (
-            BatchRow.accounted_at.is_(None),
-            or_(
-                BatchRow.status.in_(STATUSES - FINISHED),
-                and_(BatchRow.status != "failed", BatchRow.created_at >= first),
-            ),
-        )
-        spent = select(func.coalesce(func.sum(UsageRow.cost), 0)).where(
-            is_owned(UsageRow.owner, owner), UsageRow.created_at >= first
-        )
-        reserved = select(func.coalesce(func.sum(BatchRow.reserved), 0)).where(*others, *unread)
-        used = sum(int(connection.execute(query).scalar() or 0) for query in (spent, reserved))
-        if used + (cost or 0) > allowance.cost or used >= allowance.cost:
-            raise OwnerLimitReached(
-                "dollars",
-                limit=Decimal(allowance.cost) / _UNIT,
-                used=Decimal(used) / _UNIT,
-                asked=Decimal(cost or 0) / _UNIT,
-                resets_at=next_month,
-            )
+        return OwnerLimitReached("requests", limit=allowance.requests, used=had, asked=requests)
+    if allowance.cost is None:
+        return None
+    first, next_month = _month()
+    unread = (
+        BatchRow.accounted_at.is_(None),
+        or_(
+            BatchRow.status.in_(STATUSES - FINISHED),
+            and_(BatchRow.status != "failed", BatchRow.created_at >= first),
+        ),
+    )
+    spent = select(func.coalesce(func.sum(UsageRow.cost), 0)).where(
+        is_owned(UsageRow.owner, owner), UsageRow.created_at >= first
+    )
+    reserved = select(func.coalesce(func.sum(BatchRow.reserved), 0)).where(*others, *unread)
+    used = sum(int(connection.execute(query).scalar() or 0) for query in (spent, reserved))
+    if used + (cost or 0) <= allowance.cost and used < allowance.cost:
+        return None
+    return OwnerLimitReached(
+        "dollars",
+        limit=Decimal(allowance.cost) / _UNIT,
+        used=Decimal(used) / _UNIT,
+        asked=Decimal(cost or 0) / _UNIT,
+        resets_at=next_month,
+    )
 
 
 def _lock(connection: Connection, owner: str) -> None:
