@@ -32,7 +32,8 @@ class Checked(NamedTuple):
         tokens: About how many tokens their prompts have: a fourth of their bytes.
         cost: What so many tokens of prompts cost at batch rates, in US dollars; None if that is not known.
         standard_cost: What they cost at standard rates.
-        warnings: What would differ from the request, or needs a worker that is not alive.
+        warnings: What would differ from the request, needs a worker that is not alive, or is above a limit of
+            the owner.
     """
 
     provider: str

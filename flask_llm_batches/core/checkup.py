@@ -27,7 +27,7 @@ from flask_llm_batches.store.health import Health, Load
 from flask_llm_batches.store.models import Lane
 
 _LATE = 300  # seconds after which a step that is due is late, although a worker is alive
-_CLOCK = 60  # seconds by which a clock may be wrong: signatures of webhooks allow for five minutes
+_CLOCK = 10  # seconds by which a clock may be wrong: leases last 15, signatures of webhooks five minutes
 _MIB = 1024 * 1024
 
 

@@ -14,7 +14,7 @@ from flask_llm_batches.core.adoption import is_submitting
 from flask_llm_batches.core.reconcile import Reconciler
 from flask_llm_batches.errors import IdempotencyInProgress, IdempotencyMismatch, ValidationFailed
 from flask_llm_batches.providers.adapters import Submission
-from flask_llm_batches.store.batches import Batches
+from flask_llm_batches.store.batches import UNSETTLED_STATES, Batches
 from flask_llm_batches.store.idempotency import IdempotencyKeys, KeyUsed
 from flask_llm_batches.store.models import Record
 from flask_llm_batches.untrusted import SMALL
@@ -102,18 +102,15 @@ class Idempotency:
         if used is None:
             return None
         record = self._batches.by_uid(used.batch_uid)
-        other = used.fingerprint != fingerprint
-        if (
-            record is not None
-            and record.state not in ("accepted", "queued", "split")
-            and not (other and record.state != "failed")
-        ):
-            # A batch that was not found is searched for once more before a second one is made and paid for.
+        same = used.fingerprint == fingerprint
+        # A batch that was not found is searched for once more before a second one is made and paid for.
+        # Another create needs no search, unless the batch has failed and its key is about to be free.
+        if record is not None and (record.state == "failed" or (same and record.state in UNSETTLED_STATES)):
             record = self._reconciler.settled(record)
         if record is None or (record.state == "failed" and record.input_file is None):
             self._keys.forget(used)
             return None
-        if other:
+        if not same:
             raise IdempotencyMismatch
         if record.is_queued:
             return record.shown(record.last_seen())

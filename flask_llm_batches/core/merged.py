@@ -89,6 +89,7 @@ class _Outcome(NamedTuple):
         batch = part.last_seen()
         if replaced >= part.requests:
             return cls(part, batch, 0, 0, replaced)
+        # Rows that were read are counted here; until then, the provider's own counts have to do.
         counts = batch.request_counts or {}
         completed, failed = (_at_most(part.requests, counts.get(name)) for name in ("completed", "failed"))
         if part.failed_rows is not None:
