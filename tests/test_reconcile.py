@@ -93,9 +93,9 @@ def test_what_is_not_there_has_failed(
     """A batch that was not made has failed when the search window is over, and is shown as such."""
     go_wrong(llm_provider, provider, fault, done=False)
     create(ada, provider)
-    time_passes(database, WINDOW - 10)
+    time_passes(database, WINDOW - 100)
     assert reconcile(app) == STILL_UNKNOWN
-    time_passes(database, 10)
+    time_passes(database, 100)
     assert reconcile(app) == NOT_THERE
     assert (states(database), ids(ada), llm_provider.batches) == (["failed"], own_ids(database), [])
     assert len(llm_provider.calls_to(CREATES[provider])) == 1
