@@ -354,6 +354,15 @@ def test_what_a_kill_left_is_deleted(app: Flask, ada: FlaskClient, monkeypatch: 
     assert left(app) == NOTHING
 
 
+def test_odd_ids(database_app: Flask) -> None:
+    """Regression: with PostgreSQL, a NUL in the id of a file was a 503."""
+    ada = client_of(database_app, "ada")
+    for path, status in (("/file-%00", 404), ("/file-%00/content", 404), ("?after=file-%00", 422)):
+        assert ada.get(f"/v1/files{path}").status_code == status
+    assert ada.delete("/v1/files/file-%00").status_code == 404
+    assert ada.post("/v1/batches", json={"input_file_id": "file-\0"}).status_code == 404
+
+
 def test_many_upload_at_once(database_app: Flask) -> None:
     """32 uploads of one name at once are 32 files, each with its own content."""
     with serving(database_app) as url:
