@@ -368,6 +368,7 @@ def test_owners_make_no_keys(ada: FlaskClient) -> None:
         {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
         {"Origin": "http://localhost.example.com"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Referer": "http://localhost/batches/"},
     ],
 )
