@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
 from flask.cli import AppGroup
 
+from flask_llm_batches.cli.output import plain
 from flask_llm_batches.errors import (
     REQUIRED,
     BatchFailed,
@@ -20,6 +22,8 @@ from flask_llm_batches.principal import EVERYONE, Owner
 FAILED, MISUSED, OUTSIDE = 1, 2, 3
 """Exit codes: rows, a batch or a check failed; the command cannot do what it was told; the provider, or
 another service that it needs, did not do its part."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failure(click.ClickException):
@@ -37,7 +41,11 @@ class Group(AppGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, LLMBatchesError) as error:
-            raise Failure(_told(error), _exit_code(error)) from None
+            raise Failure(plain(_told(error)), _exit_code(error)) from None  # it may be a provider's text
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise Failure(f"The output cannot be written: {error.strerror}", MISUSED) from None
 
 
 def _told(error: Exception) -> str:

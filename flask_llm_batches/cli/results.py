@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -115,13 +116,19 @@ def _written(output: str | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         return
     path = Path(output)
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
+        if path.exists() and not path.is_file():  # such as /dev/stdout or a pipe: nothing may replace it
+            with path.open("wb") as file:
+                yield file
+            return
+        path = path.resolve()  # a link stays a link
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # another command may write it, too
+        try:
+            with part.open("wb") as file:
+                yield file
+            part.replace(path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
     except OSError as error:
         raise Failure(f"{output} cannot be written: {error.strerror}", MISUSED) from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

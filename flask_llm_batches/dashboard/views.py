@@ -218,7 +218,7 @@ def keys() -> View:
     if request.method == "POST":
         if "revoke" in request.form:
             number = request.form.get("revoke", type=int)
-            if number is None or not 0 < number < 1 << 63 or not current_llm_batches.keys.revoke(number):
+            if number is None or not current_llm_batches.keys.revoke(number):
                 raise BadRequest("There is no valid key with this id.")
             return redirect(url_for(".keys", done="revoke"), 303)
         try:
