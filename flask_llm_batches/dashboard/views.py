@@ -117,7 +117,7 @@ def batch() -> View:
         live=None if seen.batch.finished else live,
         seen=seen,
         batch=seen.batch,
-        counts=seen.batch.request_counts or {},
+        counts=shown.counts(seen.batch),
         may_fail=seen.batch.status in FINISHED - {"failed"},
         timeline=shown.timeline(seen.batch),
         failures=failures,
