@@ -123,7 +123,7 @@ def test_a_clock_that_is_wrong(
 
 def test_a_storage_that_is_full(make_host: MakeHost, tmp_path: Path) -> None:
     """A folder that cannot be written to is a problem of the storage, with its setting."""
-    folder = tmp_path / "batches"
+    folder = tmp_path / "all batches"
     folder.mkdir()
     app = make_host(database=tmp_path / "host.sqlite3", storage=folder.as_uri())
     assert problems(app) == {}

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+from urllib.request import url2pathname
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.handlers import Handlers
@@ -113,7 +114,7 @@ class Checkup:
     def _disk(self) -> Iterator[Finding]:
         folders = [("temporary files", self._settings.spool_dir, "LLM_BATCHES_SPOOL_DIR")]
         if self._settings.storage.startswith("file://"):
-            folder = self._settings.storage.removeprefix("file://")
+            folder = url2pathname(self._settings.storage.removeprefix("file://"))
             folders.append(("folder of the storage", folder, "LLM_BATCHES_STORAGE"))
         for subject, named, setting in folders:
             folder = named or "The folder of temporary files"
