@@ -153,9 +153,10 @@ def test_poisonous_rows_are_set_aside(make_app: MakeApp, database_url: str, llm_
     shown = run.invoke(args=["llm-batches", "deliveries"]).output
     assert len(shown.splitlines()) == 3
     assert "\tr0\tValueError: no label for say 0" in shown
-    assert run.invoke(args=[*AGAIN, batch_id]).output == "0\t3\n"
-    mended = make_app(labelling).test_cli_runner()
-    assert mended.invoke(args=[*AGAIN, batch_id]).output == "3\t0\n"
+    refused = run.invoke(args=[*AGAIN, batch_id])
+    assert (refused.output, refused.exit_code) == ("0\t3\n", 1)
+    mended = make_app(labelling).test_cli_runner().invoke(args=[*AGAIN, batch_id])
+    assert (mended.output, mended.exit_code) == ("3\t0\n", 0)
     assert labels(database_url) == everything(10)
     assert run.invoke(args=["llm-batches", "deliveries"]).output == ""
 
