@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import Result
 from flask import Flask
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.batch import Row
 from flask_llm_batches.cli import cli
-from flask_llm_batches.cli.results import _written
+from flask_llm_batches.cli.results import _csv, _text, _written
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost
 from tests.hosts import requests
@@ -191,6 +193,13 @@ def test_formats_of_results(failing: tuple[Run, str]) -> None:
     assert "== r0\n=cmd()\n\n" in text
     assert "== r1 failed\ninvalid_value: no" in text
     assert "== r2\ntwo\nlines" in text
+
+
+def test_numbers_that_fit_into_no_float() -> None:
+    """Regression: one such number in a result was the end of a table of results."""
+    row = Row("r0", msgspec.Raw(b'{"choices": [{"message": {"content": "cold"}, "logprob": -1e400}]}'))
+    assert _csv([row]) == b'"r0","cold","",""\r\n'
+    assert _text([row]) == b"== r0\ncold\n\n"
 
 
 def test_a_file_of_results_is_whole_or_not_there(failing: tuple[Run, str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 import click
-import msgspec
 from flask.cli import with_appcontext
 
 from flask_llm_batches.batch import Row
@@ -47,7 +47,8 @@ def _paragraph(row: Row) -> str:
 
 
 def _text_of(row: Row) -> str | None:
-    result = None if row.result is None else msgspec.json.decode(row.result)
+    # msgspec refuses numbers that fit into no float, such as 1e400.
+    result = None if row.result is None else json.loads(bytes(row.result))
     return DeliveredRow(row.custom_id, result, row.error, "").text
 
 
