@@ -436,6 +436,17 @@ def test_files_are_beside_a_blueprint_of_the_host(make_host: MakeHost, llm_provi
     assert client_of(app, None).get("/internal/files").status_code == 200
 
 
+def test_a_setting_that_comes_too_late(llm_provider: Simulator) -> None:
+    """Regression: files that the settings leave out were there if init_app came after the registration."""
+    app = Flask("host")
+    app.config["LLM_BATCHES_PROVIDERS"] = {"openai": llm_provider.settings}
+    app.config["LLM_BATCHES_FILES_URL_PREFIX"] = None
+    extension = LLMBatches()
+    app.register_blueprint(extension.blueprint, url_prefix="/internal/batches")
+    with pytest.raises(RuntimeError, match="came too late"):
+        extension.init_app(app, register_blueprint=False)
+
+
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file-x", "/v1/files/file-x/content", "/v1/models"])
 def test_wrong_methods_are_ours(ada: FlaskClient, path: str) -> None:
     """A wrong method is a 405 in our form, and OPTIONS says what there is."""
