@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -205,10 +206,12 @@ def test_numbers_that_fit_into_no_float() -> None:
 def test_a_file_of_results_is_whole_or_not_there(failing: tuple[Run, str], tmp_path: Path) -> None:
     """``-o`` keeps an older file until all rows are there, and leaves nothing half-written."""
     run, batch_id = failing
+    Path("rows.jsonl").touch(mode=0o600)
     done = run("results", batch_id, "-o", "rows.jsonl")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "3 rows, of which 1 failed, are in rows.jsonl" in done.stderr
     assert len(Path("rows.jsonl").read_text().splitlines()) == 3
+    assert stat.S_IMODE(Path("rows.jsonl").stat().st_mode) == 0o600
     assert run("results", batch_id, "-o", str(tmp_path / "none" / "rows")).exit_code == 2
     assert not list(tmp_path.glob("*.part"))
 
@@ -266,6 +269,8 @@ def test_exit_codes(run: Run, llm_provider: Simulator) -> None:
     assert run("wait").exit_code == 2
     assert run("keys", "revoke", str(1 << 64)).exit_code == 2
     assert "--before: Not a day" in run("purge", "--before", "x").stderr
+    assert "--key: Not 1 to 255" in run("submit", "requests.jsonl", *MODEL, "--key", "a b").stderr
+    assert "\nError: lines: Shorter" in run("submit", os.devnull, *MODEL).stderr
     assert run("submit", "requests.jsonl", *MODEL, "--metadata", "a=\udcff").exit_code == 2
     assert run("list").stdout == ""
     batch_id = submitted(run)

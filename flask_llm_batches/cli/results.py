@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shutil import copymode
 from typing import IO
 
 import click
@@ -126,6 +127,8 @@ def _written(output: str | None) -> Iterator[IO[bytes]]:
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # another command may write it, too
         try:
             with part.open("wb") as file:
+                if path.exists():
+                    copymode(path, part)  # who could not read it still cannot
                 yield file
             part.replace(path)
         finally:
