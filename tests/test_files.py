@@ -478,6 +478,8 @@ def test_an_authenticator_may_read_the_form(llm_provider: Simulator) -> None:
     form = {"purpose": "batch", "token": "t", "file": (io.BytesIO(CONTENT), "a.jsonl")}
     file = client.post("/v1/files", data=form).get_json()
     assert file["bytes"] == len(CONTENT)
+    two = [(io.BytesIO(CONTENT), "a.jsonl"), (io.BytesIO(CONTENT), "b.jsonl")]
+    assert client.post("/v1/files", data={"purpose": "batch", "token": "t", "file": two}).status_code == 422
     form = {"purpose": "batch", "file": (io.BytesIO(CONTENT), "a.jsonl")}
     assert client.post("/v1/files", data=form).status_code == 401
 

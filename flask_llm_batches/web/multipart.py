@@ -31,9 +31,10 @@ def read_form(upload: Upload) -> dict[str, str]:
         ValidationFailed: There is no file in it, or more than one, or it is not what it says.
     """
     if "form" in vars(request):  # the host's authenticator has read it
-        for file in request.files.values():
-            _write(upload, file)
-        names, form = list(request.files), request.form.to_dict()
+        files = list(request.files.items(multi=True))
+        names, form = [name for name, _ in files], request.form.to_dict()
+        if names == ["file"]:
+            _write(upload, files[0][1])
     else:
         names, form = _read(upload)
     if names != ["file"]:
