@@ -27,6 +27,7 @@ from flask import Flask
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.batch import Row
 from flask_llm_batches.cli import cli
+from flask_llm_batches.cli.output import for_people
 from flask_llm_batches.cli.results import _csv, _text, _written
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost
@@ -259,6 +260,12 @@ def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         2,
         "Error: The output cannot be written: No space left on device\n",
     )
+
+
+def test_a_closed_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: commands without a standard output, as after >&-, were a traceback."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not for_people()
 
 
 def test_exit_codes(run: Run, llm_provider: Simulator) -> None:
