@@ -310,6 +310,9 @@ def test_retry(ada: FlaskClient, llm_provider: Simulator) -> None:
 def test_results(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
     """The results are a download of one line a row, for their owner."""
     batch_id = ended(ada, llm_provider)
+    llm_provider.calls.clear()
+    assert ada.head(f"/batches/results?id={batch_id}").status_code == 200
+    assert not [call for call in llm_provider.calls if call.path.startswith("/files/")]
     answer = ada.get(f"/batches/results?id={batch_id}&provider=openai")
     assert len(answer.text.splitlines()) == 3
     assert answer.headers["Content-Disposition"] == f"attachment; filename={batch_id}.jsonl"
