@@ -75,7 +75,7 @@ class LLMBatches:
 
         Raises:
             ConfigurationError: A setting is wrong.
-            RuntimeError: The app is initialised already.
+            RuntimeError: The app is initialised already, or too late for a setting.
         """
         if "llm_batches" in app.extensions:
             raise RuntimeError(
@@ -83,6 +83,11 @@ class LLMBatches:
                 "or pass the app to LLMBatches(app), not both."
             )
         settings = Settings.from_config(app.config)
+        if settings.files_url_prefix != "beside" and self.blueprint in app.blueprints.values():
+            raise RuntimeError(
+                "LLM_BATCHES_FILES_URL_PREFIX came too late: call init_app(app, register_blueprint=False) "
+                "before app.register_blueprint(llm_batches.blueprint, url_prefix=...)."
+            )
         providers = Providers(settings)
         app.extensions["llm_batches"] = Service(
             settings, self._database(app, settings), providers, self._handlers, self._limiter

@@ -39,8 +39,8 @@ def _id(value: object) -> str | None:
     return str(value) if is_id(value) else None
 
 
-def _is_whole(text: object) -> bool:
-    """Return whether a value is text without lone surrogates, which no database takes."""
+def is_whole(text: object) -> bool:
+    """Return whether a value is text without lone surrogates, which neither databases nor providers take."""
     return isinstance(text, str) and _HALF.search(text) is None
 
 
@@ -53,7 +53,7 @@ def _counts(value: object) -> dict[str, int] | None:
 def _metadata(value: object) -> dict[str, str] | None:
     if not isinstance(value, dict):
         return None
-    return {key: text for key, text in value.items() if _is_whole(key) and _is_whole(text)} or None
+    return {key: text for key, text in value.items() if is_whole(key) and is_whole(text)} or None
 
 
 def _errors(value: object) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def _problem(problem: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "code": _text(problem.get("code")),
         "line": _count(problem.get("line")),
-        "message": message if _is_whole(message) else "The provider gave no reason",
+        "message": message if is_whole(message) else "The provider gave no reason",
         "param": _text(problem.get("param")),
     }
 
@@ -78,7 +78,7 @@ def _usage(value: object, depth: int = 2) -> dict[str, Any] | None:
     """Return the counts: ``{"input_tokens": 3, "input_tokens_details": {"cached_tokens": 1}}``."""
     if not (isinstance(value, dict) and depth):
         return None
-    read = {name: _usage(one, depth - 1) or _count(one) for name, one in value.items() if _is_whole(name)}
+    read = {name: _usage(one, depth - 1) or _count(one) for name, one in value.items() if is_whole(name)}
     return {name: one for name, one in read.items() if one is not None}
 
 

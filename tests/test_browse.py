@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 
 from flask_llm_batches import EVERYONE, Batch, current_llm_batches
-from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.errors import UnknownProvider, ValidationFailed
 from flask_llm_batches.testing import Simulator
 from tests.hosts import requests
 
@@ -64,3 +64,16 @@ def test_searching(database_app: Flask, made: list[Batch]) -> None:
         assert ids(search="Zweck=Prüfung", owner="bob", after=made[3].id) == [made[1].id]
         assert ids(search="job=night") == ids(search="night=job") == ids(search="=") == []
         assert ids(search="") == ids(search="no\none") == ids(search="x" * 1000) == []
+
+
+def test_searching_for_any_text(database_app: Flask, made: list[Batch]) -> None:
+    """Regression: with PostgreSQL, a NUL in a filter or a search was a 503."""
+    odd = {'"Prüfung"\\': "a\0b"}
+    with database_app.app_context():
+        batch = current_llm_batches.create(
+            owner="ada", model="openai:gpt-4o-mini", requests=requests(1), metadata=odd
+        )
+        assert ids(search='"Prüfung"\\=a\0b') == [batch.id]
+        assert ids(search="a\0b=a\0b") == ids(provider="open\0ai") == []
+        with pytest.raises(UnknownProvider):
+            current_llm_batches.list(owner="ada", provider="open\0ai")

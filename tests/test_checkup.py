@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -122,7 +123,7 @@ def test_a_clock_that_is_wrong(
 
 def test_a_storage_that_is_full(make_host: MakeHost, tmp_path: Path) -> None:
     """A folder that cannot be written to is a problem of the storage, with its setting."""
-    folder = tmp_path / "batches"
+    folder = tmp_path / "all batches"
     folder.mkdir()
     app = make_host(database=tmp_path / "host.sqlite3", storage=folder.as_uri())
     assert problems(app) == {}
@@ -131,6 +132,18 @@ def test_a_storage_that_is_full(make_host: MakeHost, tmp_path: Path) -> None:
     found = problems(app)
     assert found.keys() == {"storage (file)", "folder of the storage"}
     assert "LLM_BATCHES_STORAGE" in found["storage (file)"]
+
+
+def test_no_place_for_temporary_files(
+    make_host: MakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a checkup broke off where no folder for temporary files can be written to."""
+    app = make_host(database=tmp_path / "host.sqlite3", spool_dir=None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    found = problems(app)
+    assert found.keys() == {"temporary files"}
+    assert "LLM_BATCHES_SPOOL_DIR" in found["temporary files"]
 
 
 def test_work_that_nobody_does(database_app: Flask, database_url: str) -> None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import Result
 from flask import Flask
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.batch import Row
 from flask_llm_batches.cli import cli
+from flask_llm_batches.cli.output import for_people
+from flask_llm_batches.cli.results import _csv, _text, _written
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost
 from tests.hosts import requests
@@ -191,15 +197,75 @@ def test_formats_of_results(failing: tuple[Run, str]) -> None:
     assert "== r2\ntwo\nlines" in text
 
 
+def test_numbers_that_fit_into_no_float() -> None:
+    """Regression: one such number in a result was the end of a table of results."""
+    row = Row("r0", msgspec.Raw(b'{"choices": [{"message": {"content": "cold"}, "logprob": -1e400}]}'))
+    assert _csv([row]) == b'"r0","cold","",""\r\n'
+    assert _text([row]) == b"== r0\ncold\n\n"
+
+
 def test_a_file_of_results_is_whole_or_not_there(failing: tuple[Run, str], tmp_path: Path) -> None:
     """``-o`` keeps an older file until all rows are there, and leaves nothing half-written."""
     run, batch_id = failing
+    Path("rows.jsonl").touch(mode=0o600)
     done = run("results", batch_id, "-o", "rows.jsonl")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "3 rows, of which 1 failed, are in rows.jsonl" in done.stderr
     assert len(Path("rows.jsonl").read_text().splitlines()) == 3
+    assert stat.S_IMODE(Path("rows.jsonl").stat().st_mode) == 0o600
     assert run("results", batch_id, "-o", str(tmp_path / "none" / "rows")).exit_code == 2
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_no_file_is_not_replaced(failing: tuple[Run, str]) -> None:
+    """Regression: ``-o`` put a file in the place of a device, a pipe or a link."""
+    run, batch_id = failing
+    os.mkfifo("pipe")
+    Path("rows.jsonl").touch()
+    Path("link").symlink_to("rows.jsonl")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("results", batch_id, "-o", "pipe").exit_code == 1
+        assert os.read(reader, 1 << 16).count(b"\n") == 3
+    finally:
+        os.close(reader)
+    assert run("results", batch_id, "-o", "link").exit_code == 1
+    assert Path("pipe").is_fifo()
+    assert Path("link").is_symlink()
+    assert len(Path("rows.jsonl").read_text().splitlines()) == 3
+
+
+def test_two_commands_write_one_file(tmp_path: Path) -> None:
+    """Regression: the rows of two commands were mixed in the file of the first one that ended."""
+    path = tmp_path / "rows"
+    with ExitStack() as first, ExitStack() as second:
+        one, other = (stack.enter_context(_written(str(path))) for stack in (first, second))
+        other.write(b"half")
+        one.write(b"the first\n")
+        first.close()
+        assert path.read_bytes() == b"the first\n"
+        other.write(b" of the second\n")
+    assert path.read_bytes() == b"half of the second\n"
+
+
+def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: standard output on a full disk was a traceback, with the exit code of rows that failed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("flask_llm_batches.cli.batches.print_batches", full)
+    done = run("list")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "Error: The output cannot be written: No space left on device\n",
+    )
+
+
+def test_a_closed_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: commands without a standard output, as after >&-, were a traceback."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not for_people()
 
 
 def test_exit_codes(run: Run, llm_provider: Simulator) -> None:
@@ -208,6 +274,12 @@ def test_exit_codes(run: Run, llm_provider: Simulator) -> None:
     assert run("submit", "none.jsonl", *MODEL).exit_code == 2
     assert run("show", "batch_none").exit_code == 2
     assert run("wait").exit_code == 2
+    assert run("keys", "revoke", str(1 << 64)).exit_code == 2
+    assert "--before: Not a day" in run("purge", "--before", "x").stderr
+    assert "--key: Not 1 to 255" in run("submit", "requests.jsonl", *MODEL, "--key", "a b").stderr
+    assert "\nError: lines: Shorter" in run("submit", os.devnull, *MODEL).stderr
+    assert run("submit", "requests.jsonl", *MODEL, "--metadata", "a=\udcff").exit_code == 2
+    assert run("list").stdout == ""
     batch_id = submitted(run)
     assert run("results", batch_id).exit_code == 2
     llm_provider.fail_next(500, on="POST /files")
@@ -319,3 +391,14 @@ def test_what_callers_choose_does_not_control_a_terminal(app: Flask, run: Run) -
             owner="ada", model="openai:gpt-4o-mini", requests=requests(1), metadata={"a": "\x1b[2J\n[bold]"}
         )
     assert "a=\\x1b[2J\\n[bold]" in run("show", batch.id).stdout
+
+
+def test_what_providers_say_does_not_control_a_terminal(run: Run, llm_provider: Simulator) -> None:
+    """Regression: the reason of a provider was printed as it is if a command failed because of it."""
+    batch_id = submitted(run)
+    llm_provider.batches[0].fail("bad\x1b]0;title\x07\nError: forged")
+    done = run("results", batch_id)
+    assert done.exit_code == 1
+    assert "bad\\x1b]0;title\\x07\\nError: forged" in done.stderr
+    llm_provider.fail_next(400, on="POST /batches", message="bad\x1b[2J")
+    assert "bad\\x1b[2J" in run("submit", "requests.jsonl", *MODEL).stderr

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask, Response, abort, redirect, request, url_for
 from flask.testing import FlaskClient
 from flask_wtf.csrf import CSRFProtect
+from jinja2 import StrictUndefined
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.test import TestResponse
 
@@ -221,6 +222,31 @@ def test_the_parts_of_a_batch(ada: FlaskClient) -> None:
     assert page.count(">m1<") == 1
 
 
+def test_a_provider_that_counts_nothing(
+    ada: FlaskClient, admin: FlaskClient, llm_provider: Simulator, tmp_path: Path
+) -> None:
+    """Regression: a batch whose provider has no counts made a 500 of every page that shows it."""
+    batch_id = ended(ada, llm_provider)
+    nothing = "json_set(snapshot, '$.request_counts', json('null'))"
+    query(f"sqlite:///{tmp_path / 'host.sqlite3'}", f"UPDATE llm_batches_batch SET snapshot = {nothing}")
+    for client in (ada, admin):
+        for path in ("/batches/", "/batches/list", page_of(batch_id)):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert batch_id in answer.text
+
+
+def test_a_strict_host(app: Flask, ada: FlaskClient, admin: FlaskClient, llm_provider: Simulator) -> None:
+    """Regression: pages were a 500 where undefined names are errors, or csrf_token is the token itself."""
+    app.jinja_env.undefined = StrictUndefined
+    app.context_processor(lambda: {"csrf_token": "theirs"})
+    done, running = ended(ada, llm_provider), create_batch(ada)
+    for client in (ada, admin):
+        for path in (*PAGES, page_of(running), f"{page_of(done)}&failures=&custom_id=r1"):
+            assert client.get(path).status_code == 200, path
+    assert 'name="csrf_token" value="theirs"' in ada.get(page_of(running)).text
+
+
 def test_failures(ada: FlaskClient, llm_provider: Simulator) -> None:
     """Failures are read when they are asked for, and lead to the request beside its error."""
     batch_id = ended(ada, llm_provider)
@@ -284,6 +310,9 @@ def test_retry(ada: FlaskClient, llm_provider: Simulator) -> None:
 def test_results(app: Flask, ada: FlaskClient, llm_provider: Simulator) -> None:
     """The results are a download of one line a row, for their owner."""
     batch_id = ended(ada, llm_provider)
+    llm_provider.calls.clear()
+    assert ada.head(f"/batches/results?id={batch_id}").status_code == 200
+    assert not [call for call in llm_provider.calls if call.path.startswith("/files/")]
     answer = ada.get(f"/batches/results?id={batch_id}&provider=openai")
     assert len(answer.text.splitlines()) == 3
     assert answer.headers["Content-Disposition"] == f"attachment; filename={batch_id}.jsonl"
@@ -368,6 +397,7 @@ def test_owners_make_no_keys(ada: FlaskClient) -> None:
         {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
         {"Origin": "http://localhost.example.com"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Referer": "http://localhost/batches/"},
     ],
 )

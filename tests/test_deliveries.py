@@ -153,11 +153,37 @@ def test_poisonous_rows_are_set_aside(make_app: MakeApp, database_url: str, llm_
     shown = run.invoke(args=["llm-batches", "deliveries"]).output
     assert len(shown.splitlines()) == 3
     assert "\tr0\tValueError: no label for say 0" in shown
-    assert run.invoke(args=[*AGAIN, batch_id]).output == "0\t3\n"
-    mended = make_app(labelling).test_cli_runner()
-    assert mended.invoke(args=[*AGAIN, batch_id]).output == "3\t0\n"
+    refused = run.invoke(args=[*AGAIN, batch_id])
+    assert (refused.output, refused.exit_code) == ("0\t3\n", 1)
+    mended = make_app(labelling).test_cli_runner().invoke(args=[*AGAIN, batch_id])
+    assert (mended.output, mended.exit_code) == ("3\t0\n", 0)
     assert labels(database_url) == everything(10)
     assert run.invoke(args=["llm-batches", "deliveries"]).output == ""
+
+
+def test_any_text_of_an_error_is_kept(make_app: MakeApp, database_url: str, llm_provider: Simulator) -> None:
+    """Regression: with PostgreSQL, a NUL in the text of an error ended the delivery of the batch for good."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            for row in rows:
+                if row.custom_id == "r\0":
+                    raise ValueError("no label for \0\ud800!")
+                insert(db, [row])
+
+        return label
+
+    app = make_app(handler)
+    with app.app_context():
+        odd = [requests(1)[0] | {"custom_id": "r\0"}, *requests(3)]
+        current_llm_batches.create(requests=odd, on_results="label", owner="nightly", model="openai:m")
+    llm_provider.batches[-1].finish()
+    tick(app, database_url, 8)
+    assert labels(database_url) == everything(3)
+    assert tasks(database_url) == [("expire",)]
+    with app.app_context():
+        (aside,) = current_llm_batches.set_aside()
+    assert (aside.custom_id, aside.error) == ("r\ufffd", "ValueError: no label for \ufffd\ufffd!")
 
 
 def test_a_handler_that_takes_nothing_loses_nothing(

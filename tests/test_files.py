@@ -253,6 +253,8 @@ def test_every_body_has_an_answer(
     """What is no form with one file and its purpose is refused, and leaves nothing."""
     answer = ada.post("/v1/files", data=body, content_type=content_type)
     assert answer.status_code == status, answer.text
+    if status == 413:  # the limit of the server is another one
+        assert "more than 20 parts" in answer.get_json()["error"]["message"]
     assert left(app) == (NOTHING if status != 200 else {"files": 1, "objects": 1, "chunks": 1})
 
 
@@ -292,6 +294,10 @@ def test_a_range_is_answered(ada: FlaskClient) -> None:
     beyond = ada.get(url, headers={"Range": f"bytes={len(content)}-"})
     assert beyond.status_code == 416
     assert beyond.get_json()["error"]["code"] == "range_not_satisfiable"
+    for other in ("items=0-1", "bytes=a-b", "bytes", "bytes=0-1,3-4"):
+        whole = ada.get(url, headers={"Range": other})
+        assert (whole.status_code, whole.data == content) == (200, True), other
+        assert whole.headers["Accept-Ranges"] == "bytes"
 
 
 def test_an_empty_file_is_a_file(ada: FlaskClient) -> None:
@@ -352,6 +358,15 @@ def test_what_a_kill_left_is_deleted(app: Flask, ada: FlaskClient, monkeypatch: 
     with app.app_context(), pytest.raises(errors.LLMBatchesError, match="is deleted"):
         opened.__exit__(None, None, None)
     assert left(app) == NOTHING
+
+
+def test_odd_ids(database_app: Flask) -> None:
+    """Regression: with PostgreSQL, a NUL in the id of a file was a 503."""
+    ada = client_of(database_app, "ada")
+    for path, status in (("/file-%00", 404), ("/file-%00/content", 404), ("?after=file-%00", 422)):
+        assert ada.get(f"/v1/files{path}").status_code == status
+    assert ada.delete("/v1/files/file-%00").status_code == 404
+    assert ada.post("/v1/batches", json={"input_file_id": "file-\0"}).status_code == 404
 
 
 def test_many_upload_at_once(database_app: Flask) -> None:
@@ -421,6 +436,17 @@ def test_files_are_beside_a_blueprint_of_the_host(make_host: MakeHost, llm_provi
     assert client_of(app, None).get("/internal/files").status_code == 200
 
 
+def test_a_setting_that_comes_too_late(llm_provider: Simulator) -> None:
+    """Regression: files that the settings leave out were there if init_app came after the registration."""
+    app = Flask("host")
+    app.config["LLM_BATCHES_PROVIDERS"] = {"openai": llm_provider.settings}
+    app.config["LLM_BATCHES_FILES_URL_PREFIX"] = None
+    extension = LLMBatches()
+    app.register_blueprint(extension.blueprint, url_prefix="/internal/batches")
+    with pytest.raises(RuntimeError, match="came too late"):
+        extension.init_app(app, register_blueprint=False)
+
+
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file-x", "/v1/files/file-x/content", "/v1/models"])
 def test_wrong_methods_are_ours(ada: FlaskClient, path: str) -> None:
     """A wrong method is a 405 in our form, and OPTIONS says what there is."""
@@ -452,6 +478,8 @@ def test_an_authenticator_may_read_the_form(llm_provider: Simulator) -> None:
     form = {"purpose": "batch", "token": "t", "file": (io.BytesIO(CONTENT), "a.jsonl")}
     file = client.post("/v1/files", data=form).get_json()
     assert file["bytes"] == len(CONTENT)
+    two = [(io.BytesIO(CONTENT), "a.jsonl"), (io.BytesIO(CONTENT), "b.jsonl")]
+    assert client.post("/v1/files", data={"purpose": "batch", "token": "t", "file": two}).status_code == 422
     form = {"purpose": "batch", "file": (io.BytesIO(CONTENT), "a.jsonl")}
     assert client.post("/v1/files", data=form).status_code == 401
 

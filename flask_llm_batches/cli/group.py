@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Collection
 from typing import Any
 
 import click
 from flask.cli import AppGroup
 
+from flask_llm_batches.cli.output import plain
+from flask_llm_batches.core.idempotency import HEADER as IDEMPOTENCY_KEY
 from flask_llm_batches.errors import (
     REQUIRED,
     BatchFailed,
@@ -20,6 +24,9 @@ from flask_llm_batches.principal import EVERYONE, Owner
 FAILED, MISUSED, OUTSIDE = 1, 2, 3
 """Exit codes: rows, a batch or a check failed; the command cannot do what it was told; the provider or
 another service failed."""
+
+_OPTIONS = {IDEMPOTENCY_KEY: "key"}  # those that have other names elsewhere
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failure(click.ClickException):
@@ -37,16 +44,26 @@ class Group(AppGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, LLMBatchesError) as error:
-            raise Failure(_told(error), _exit_code(error)) from None
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            options = {option for one in getattr(command, "params", ()) for option in one.opts}
+            told = _told(error, options)
+            raise Failure(plain(told), _exit_code(error)) from None  # it may be a provider's text
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise Failure(f"The output cannot be written: {error.strerror}", MISUSED) from None
 
 
-def _told(error: Exception) -> str:
-    """Return the message of an error in the words of the command line."""
+def _told(error: Exception, options: Collection[str]) -> str:
+    """Return the message of an error in the words of the command line, whose ``options`` are known."""
     if isinstance(error, ValidationFailed) and all(len(one.path) == 1 for one in error.problems):
         fields = {str(one.path[0]): one.message for one in error.problems}
         if fields.keys() == {"provider"} and REQUIRED in fields["provider"]:
             return "No batch here has this id. If it was not made here, name its provider with --provider."
-        return " ".join(f"--{name.replace('_', '-')}: {text}" for name, text in fields.items())
+        named = {name: f"--{_OPTIONS.get(name, name).replace('_', '-')}" for name in fields}
+        return " ".join(
+            f"{named[name] if named[name] in options else name}: {text}" for name, text in fields.items()
+        )
     if _exit_code(error) == OUTSIDE:
         return f"{str(error).rstrip('.')}. To find out why: flask llm-batches check --live"
     return str(error)

@@ -25,7 +25,7 @@ _COLUMNS = 110  # of a terminal that has room for all of them
 
 def for_people() -> bool:
     """Return whether standard output is a terminal."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()  # it is None if it was closed
 
 
 def plain(value: object) -> str:

@@ -10,15 +10,15 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from flask_llm_batches.cli.group import MISUSED, Failure, json_option, owner_option
-from flask_llm_batches.cli.output import for_people, print_rows
+from flask_llm_batches.cli.output import for_people, plain, print_rows
 from flask_llm_batches.cli.submit import pairs
 from flask_llm_batches.current import current_llm_batches
 from flask_llm_batches.principal import Owner
 from flask_llm_batches.store.usage import GROUPS, UsageSum
 from flask_llm_batches.web.files import files_beside
 from flask_llm_batches.web.openapi import document, mounted_at
-from flask_llm_batches.web.schemas import load
-from flask_llm_batches.web.schemas.usage import UsageQuerySchema
+from flask_llm_batches.web.schemas import RequestSchema, load
+from flask_llm_batches.web.schemas.usage import Moment, UsageQuerySchema
 from flask_llm_batches.web.usage import group_name, usage_csv
 
 
@@ -82,9 +82,9 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
         return
     states = []
     for settled in current_llm_batches.reconcile(older_than=older_than):
-        click.echo(f"{settled.uid}  {settled.state:10}  {settled.provider}  {settled.owner}")
+        click.echo(f"{settled.uid}  {settled.state:10}  {settled.provider}  {plain(settled.owner)}")
         for batch_id in settled.candidates:
-            click.echo(f"    may be {batch_id}")
+            click.echo(f"    may be {plain(batch_id)}")
         states.append(settled.state)
     found, failed = states.count("accepted"), states.count("failed")
     unknown = len(states) - found - failed
@@ -95,6 +95,10 @@ def reconcile(older_than: float | None, adopted: Sequence[tuple[str, str]], give
             f"{current_llm_batches.settings.search_window:,.0f} seconds after their create.",
             err=True,
         )
+
+
+class _PurgeSchema(RequestSchema):
+    before = Moment()
 
 
 @click.command(epilog="Example: flask llm-batches purge --before 2026-01-01 --dry-run")
@@ -108,8 +112,8 @@ def purge(*, before: str, usage: bool, dry_run: bool) -> None:
     Their Idempotency-Keys can be used again, and their owners can no longer see them. Batches that still run,
     or that are being looked for, are kept. Input files of that time that no batch waits for are deleted, too.
     """
-    query = load(UsageQuerySchema(), {"until": before})
-    count = current_llm_batches.purge(before=query["until"], usage=usage, dry_run=dry_run)
+    query = load(_PurgeSchema(), {"before": before})
+    count = current_llm_batches.purge(before=query["before"], usage=usage, dry_run=dry_run)
     click.echo(f"{count} batches {'would be' if dry_run else 'are'} deleted")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shutil import copymode
 from typing import IO
 
 import click
-import msgspec
 from flask.cli import with_appcontext
 
 from flask_llm_batches.batch import Row
@@ -46,7 +48,8 @@ def _paragraph(row: Row) -> str:
 
 
 def _text_of(row: Row) -> str | None:
-    result = None if row.result is None else msgspec.json.decode(row.result)
+    # msgspec refuses numbers that fit into no float, such as 1e400.
+    result = None if row.result is None else json.loads(bytes(row.result))
     return DeliveredRow(row.custom_id, result, row.error, "").text
 
 
@@ -115,13 +118,21 @@ def _written(output: str | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         return
     path = Path(output)
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
+        if path.exists() and not path.is_file():  # such as /dev/stdout or a pipe: nothing may replace it
+            with path.open("wb") as file:
+                yield file
+            return
+        path = path.resolve()  # a link stays a link
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # another command may write it, too
+        try:
+            with part.open("wb") as file:
+                if path.exists():
+                    copymode(path, part)  # who could not read it still cannot
+                yield file
+            part.replace(path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
     except OSError as error:
         raise Failure(f"{output} cannot be written: {error.strerror}", MISUSED) from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

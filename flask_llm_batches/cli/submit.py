@@ -191,7 +191,7 @@ def _follow(batch_ids: Sequence[str], owner: Owner, provider: str | None) -> Seq
                     failures += 1
                     if not error.passes or failures > _PATIENCE * len(bars):
                         raise
-                    click.echo(f"{plain(batch_id)}: {error} Trying again.", err=True)
+                    click.echo(f"{plain(batch_id)}: {plain(error)} Trying again.", err=True)
                     continue
                 failures = 0
                 counts = batch.request_counts or {}

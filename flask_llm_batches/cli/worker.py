@@ -8,7 +8,7 @@ import threading
 import click
 from flask.cli import with_appcontext
 
-from flask_llm_batches.cli.group import json_option
+from flask_llm_batches.cli.group import FAILED, json_option
 from flask_llm_batches.cli.output import print_rows
 from flask_llm_batches.current import current_llm_batches
 
@@ -49,12 +49,18 @@ def tick(budget: float | None) -> None:
 @click.command(epilog="Example: flask llm-batches deliveries --again batch_0123456789abcdef")
 @click.option("--again", "batch_id", metavar="BATCH_ID", help="Deliver the rows of this batch again.")
 @json_option
+@click.pass_context
 @with_appcontext
-def deliveries(batch_id: str | None, *, as_json: bool) -> None:
-    """Print the rows that a handler refuses and that were set aside."""
+def deliveries(context: click.Context, batch_id: str | None, *, as_json: bool) -> None:
+    """Print the rows that a handler refuses and that were set aside.
+
+    With --again, the exit code is 1 if it still refuses a row.
+    """
     if batch_id is not None:
         done, refused = current_llm_batches.deliver_again(batch_id)
         print_rows(("delivered", "refused"), [(done, refused)], as_json=as_json)
+        if refused:
+            context.exit(FAILED)
         return
     aside = current_llm_batches.set_aside()
     ids = current_llm_batches.shown_ids(row.batch_uid for row in aside)

@@ -22,7 +22,8 @@ _SHORTEST_SECRET = 16  # bytes; Standard Webhooks recommends 24 to 64
 
 def provider_name(name: str) -> str:
     """Return a provider's name as it is recorded. Names are not case-sensitive."""
-    return name.strip().lower()
+    # No name has a NUL, and PostgreSQL refuses a query with one.
+    return name.strip().lower().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 @dataclass(frozen=True, slots=True)

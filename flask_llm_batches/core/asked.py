@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.core.spool import Model
 from flask_llm_batches.errors import Problem, ValidationFailed
+from flask_llm_batches.fields import is_whole
 from flask_llm_batches.log import request_id
 from flask_llm_batches.providers.adapters import Submission
 
@@ -119,11 +120,11 @@ def check_metadata(metadata: Mapping[Any, Any]) -> None:
     if len(metadata) > MAX_METADATA:
         problems.append(Problem(("metadata",), f"Longer than maximum length {MAX_METADATA}."))
     for key, value in list(metadata.items())[:MAX_METADATA]:
-        if not (isinstance(key, str) and 1 <= len(key) <= MAX_METADATA_KEY):
+        if not (is_whole(key) and 1 <= len(key) <= MAX_METADATA_KEY):
             problems.append(
                 Problem(("metadata",), f"A key is not a string of 1 to {MAX_METADATA_KEY} characters.")
             )
-        elif not (isinstance(value, str) and len(value) <= MAX_METADATA_VALUE):
+        elif not (is_whole(value) and len(value) <= MAX_METADATA_VALUE):
             problem = f"Not a string of at most {MAX_METADATA_VALUE} characters."
             problems.append(Problem(("metadata", key), problem))
     if problems:

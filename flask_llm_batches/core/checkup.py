@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+from urllib.request import url2pathname
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.handlers import Handlers
@@ -111,13 +112,14 @@ class Checkup:
         return Finding(subject, fact=f"written and read in {(time.monotonic() - began) * 1000:.0f} ms")
 
     def _disk(self) -> Iterator[Finding]:
-        spool = self._settings.spool_dir or tempfile.gettempdir()
-        folders = [("temporary files", spool, "LLM_BATCHES_SPOOL_DIR")]
+        folders = [("temporary files", self._settings.spool_dir, "LLM_BATCHES_SPOOL_DIR")]
         if self._settings.storage.startswith("file://"):
-            folder = self._settings.storage.removeprefix("file://")
+            folder = url2pathname(self._settings.storage.removeprefix("file://"))
             folders.append(("folder of the storage", folder, "LLM_BATCHES_STORAGE"))
-        for subject, folder, setting in folders:
+        for subject, named, setting in folders:
+            folder = named or "The folder of temporary files"
             try:
+                folder = named or tempfile.gettempdir()  # which fails if it can write to none
                 free = shutil.disk_usage(folder).free
                 with tempfile.TemporaryFile(dir=folder) as file:
                     file.write(b"checkup")

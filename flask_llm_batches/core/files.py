@@ -15,6 +15,7 @@ from flask_llm_batches.core.outputs import output_lines
 from flask_llm_batches.core.results import ResultReader
 from flask_llm_batches.core.sources import key_of
 from flask_llm_batches.errors import FilesNotKept, LLMBatchesError, NoSuchFile, NotStored, ValidationFailed
+from flask_llm_batches.fields import is_id
 from flask_llm_batches.principal import Owner, owner_name, owner_or_everyone
 from flask_llm_batches.storage.storage import Storage, Writer
 from flask_llm_batches.store import files as store
@@ -184,13 +185,15 @@ class Files:
             raise ValidationFailed.of(
                 f"Must be greater than or equal to 1 and less than or equal to {MAX_FILES}.", "limit"
             )
-        found = self._files.list(
-            owner=owner_or_everyone(owner),
-            purpose=purpose,
-            after=after,
-            limit=limit,
-            newest_first=order == "desc",
-        )
+        found = None
+        if after is None or is_id(after):
+            found = self._files.list(
+                owner=owner_or_everyone(owner),
+                purpose=purpose,
+                after=after,
+                limit=limit,
+                newest_first=order == "desc",
+            )
         if found is None:
             raise ValidationFailed.of("Not the id of a file in this list.", "after")
         return FilePage(*found)
@@ -201,7 +204,7 @@ class Files:
         Raises:
             NoSuchFile: There is none, or it is somebody else's, or it has expired.
         """
-        file = self._files.find(file_id, owner=owner_or_everyone(owner))
+        file = self._files.find(file_id, owner=owner_or_everyone(owner)) if is_id(file_id) else None
         if file is None:
             raise NoSuchFile(file_id, param=param)
         return file

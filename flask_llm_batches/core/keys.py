@@ -48,7 +48,8 @@ class Keys:
 
     def revoke(self, key_id: int) -> bool:
         """Revoke a key; return False if no valid key has that id."""
-        return self._keys.revoke(key_id)
+        # A larger number fits into no column, and is an OverflowError with SQLite.
+        return 0 < key_id < 1 << 63 and self._keys.revoke(key_id)
 
 
 def _hash(key: str) -> str:

@@ -43,7 +43,7 @@ def check_form() -> None:
         Forbidden: It is not, or its page is too old.
     """
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    own = site == "same-origin" if site is not None else urlsplit(origin or "").netloc == request.host
+    own = site == "same-origin" if site is not None else _host_of(origin or "") == request.host
     if not own:
         raise Forbidden("This form is not on a page of this site.")
     known = request.cookies.get(_cookie(), "")
@@ -66,6 +66,13 @@ def keep_token(response: Response) -> Response:
         secure = request.is_secure
         response.set_cookie(_cookie(), made, secure=secure, httponly=True, samesite="Lax")
     return response
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as "http://["
+        return None
 
 
 def _cookie() -> str:

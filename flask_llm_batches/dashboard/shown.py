@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from flask_llm_batches.batch import Batch, Row
+from flask_llm_batches.core.detail import Part
 
 _LONGEST_TEXT = 64 * 1024  # bytes of a request or a response on a page
 _DEEPEST = 50
@@ -49,6 +50,11 @@ def duration(seconds: int) -> str:
 
 def number(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
+
+
+def counts(of: Batch | Part) -> Mapping[str, int | None]:
+    """Return how many requests there are, None for each number if the provider does not count them."""
+    return of.request_counts or dict.fromkeys(("total", "completed", "failed"))
 
 
 def dollars(value: Decimal | None) -> str:

@@ -117,7 +117,7 @@ def batch() -> View:
         live=None if seen.batch.finished else live,
         seen=seen,
         batch=seen.batch,
-        counts=seen.batch.request_counts or {},
+        counts=shown.counts(seen.batch),
         may_fail=seen.batch.status in FINISHED - {"failed"},
         timeline=shown.timeline(seen.batch),
         failures=failures,
@@ -155,15 +155,19 @@ def _act(batch_id: str, provider: str | None) -> View:
 
 def results() -> View:
     batch_id, provider = _which()
-    rows = current_llm_batches.results(
-        batch_id,
-        owner=caller(),
-        requested_by=caller().owner,
-        keep_waiting=caller_waits(request.environ),
-        provider=provider,
-    )
-    response = Response(ndjson_stream(rows), mimetype="application/x-ndjson")
-    response.call_on_close(rows.close)
+    if request.method == "HEAD":  # nothing is downloaded from the provider for it
+        current_llm_batches.check_results(batch_id, owner=caller(), provider=provider)
+        response = Response(iter(()), mimetype="application/x-ndjson")
+    else:
+        rows = current_llm_batches.results(
+            batch_id,
+            owner=caller(),
+            requested_by=caller().owner,
+            keep_waiting=caller_waits(request.environ),
+            provider=provider,
+        )
+        response = Response(ndjson_stream(rows), mimetype="application/x-ndjson")
+        response.call_on_close(rows.close)
     name = re.sub("[^A-Za-z0-9_-]", "_", batch_id)[:100]
     response.headers.set("Content-Disposition", "attachment", filename=f"{name}.jsonl")
     return response
@@ -218,7 +222,7 @@ def keys() -> View:
     if request.method == "POST":
         if "revoke" in request.form:
             number = request.form.get("revoke", type=int)
-            if number is None or not 0 < number < 1 << 63 or not current_llm_batches.keys.revoke(number):
+            if number is None or not current_llm_batches.keys.revoke(number):
                 raise BadRequest("There is no valid key with this id.")
             return redirect(url_for(".keys", done="revoke"), 303)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from flask_llm_batches.store.models import BatchRow, Record, SetAside, SetAsideRow
 from flask_llm_batches.store.store import Store, transaction
 
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 _SET_ASIDE = select(*(getattr(SetAsideRow, name) for name in SetAside.__slots__))
 
 
@@ -21,6 +23,12 @@ class Refused(NamedTuple):
     number: int
     custom_id: str
     error: str
+
+
+def _storable(text: str) -> str:
+    # An error that quotes its row may have what models wrote. PostgreSQL takes no NUL, and no database half a
+    # character; a row that cannot be set aside would hold up those behind it for good.
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Overtaken(Exception):
@@ -55,7 +63,8 @@ class Deliveries(Store):
                 raise Overtaken
             now = int(time.time())
             for row in refused:
-                values = {"batch_uid": record.uid, "created_at": now, **row._asdict()}
+                texts = {"custom_id": _storable(row.custom_id), "error": _storable(row.error)}
+                values = {"batch_uid": record.uid, "created_at": now, "number": row.number, **texts}
                 execute(insert(SetAsideRow).values(values))
 
     @contextmanager

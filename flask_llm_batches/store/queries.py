@@ -116,7 +116,12 @@ class BatchQueries(Store):
             # The host may write JSON with or without escapes. This search leaves few rows to read in full.
             text_of = cast(BatchRow.snapshot, Text)
             likely = [
-                or_(*(text_of.contains(form, autoescape=True) for form in (word, json.dumps(word)[1:-1])))
+                or_(
+                    *(
+                        text_of.contains(json.dumps(word, ensure_ascii=escaped)[1:-1], autoescape=True)
+                        for escaped in (True, False)
+                    )
+                )
                 for word in metadata
             ]
             near = query.where(BatchRow.id > newest - _SEARCHED, *likely).limit(_LIKELY)

@@ -74,7 +74,10 @@ def file_content(file_id: str) -> Response:
     load_query(_NO_QUERY)
     files = current_llm_batches.files
     file = files.retrieve(file_id, owner=caller())
-    if request.range is not None:
+    asked = request.range
+    # Anything else than one range of bytes is ignored, as HTTP has it.
+    in_part = asked is not None and asked.units == "bytes" and len(asked.ranges) == 1
+    if in_part:
         file = files.measured(file)
     if request.method == "HEAD":
         response = Response(iter(()), mimetype=_JSONL)
@@ -85,9 +88,11 @@ def file_content(file_id: str) -> Response:
         response = Response(file_stream(content), mimetype=_JSONL)
         response.call_on_close(content.close)
         # The size of results may change until they are archived.
-        if file.bytes is not None and (file.batch_uid is None or request.range is not None):
+        if file.bytes is not None and (file.batch_uid is None or in_part):
             response.content_length = file.bytes
-            response.make_conditional(request, accept_ranges=True, complete_length=file.bytes)
+            response.accept_ranges = "bytes"
+            if in_part:
+                response.make_conditional(request, accept_ranges=True, complete_length=file.bytes)
     name = file.filename
     names = (
         {"filename": name} if name.isascii() else {"filename": file.id, "filename*": f"UTF-8''{quote(name)}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from flask import request
 from werkzeug.datastructures import FileStorage
@@ -10,7 +11,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from flask_llm_batches.core.files import Upload
-from flask_llm_batches.errors import REQUIRED, UnsupportedMediaType, ValidationFailed
+from flask_llm_batches.errors import REQUIRED, TooLarge, UnsupportedMediaType, ValidationFailed
 from flask_llm_batches.web.body import read_body
 
 _CHUNK = 1 << 16
@@ -24,14 +25,16 @@ def read_form(upload: Upload) -> dict[str, str]:
 
     Raises:
         ClientDisconnected: The body breaks off.
-        RequestEntityTooLarge: It has more bytes than ``request.max_content_length``, or more than 20 parts.
+        RequestEntityTooLarge: It has more bytes than ``request.max_content_length``.
+        TooLarge: It has more than 20 parts, or long headers.
         UnsupportedMediaType: It is not multipart/form-data.
         ValidationFailed: There is no file in it, or more than one, or it is not a valid form.
     """
     if "form" in vars(request):  # the host's authenticator has read it
-        for file in request.files.values():
-            _write(upload, file)
-        names, form = list(request.files), request.form.to_dict()
+        files = list(request.files.items(multi=True))
+        names, form = [name for name, _ in files], request.form.to_dict()
+        if names == ["file"]:
+            _write(upload, files[0][1])
     else:
         names, form = _read(upload)
     if names != ["file"]:
@@ -76,14 +79,18 @@ def _events() -> Iterator[Event]:
         )
     decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), _BUFFER, max_parts=_MAX_PARTS)
     try:
-        for chunk in read_body():
-            decoder.receive_data(chunk)
-            while not isinstance(event := decoder.next_event(), NeedData):
-                yield event
-        decoder.receive_data(None)
+        for chunk in chain(read_body(), (None,)):
+            yield from _decoded(decoder, chunk)
+    except ValueError:  # UnicodeDecodeError, too
+        raise ValidationFailed.of("The body is not multipart/form-data, or it has no end.") from None
+
+
+def _decoded(decoder: MultipartDecoder, chunk: bytes | None) -> Iterator[Event]:
+    try:
+        decoder.receive_data(chunk)
         while not isinstance(event := decoder.next_event(), (NeedData, Epilogue)):
             yield event
     except RequestEntityTooLarge:
-        raise
-    except ValueError:  # UnicodeDecodeError, too
-        raise ValidationFailed.of("The body is not multipart/form-data, or it has no end.") from None
+        raise TooLarge(
+            f"The form has more than {_MAX_PARTS} parts, or more than {_BUFFER // 1024} KiB that are no part"
+        ) from None
