@@ -40,6 +40,7 @@ class BatchRow(Leased, Base):
         created_at: When it was asked for.
         refreshed_at: When a list, a poll or a worker last refreshed it from the provider; null until then.
         missing_since: Since when the provider answers that there is no such batch; null if it has the batch.
+            Of a part that waits: since when its requests cannot be read.
         accounted_at: When the usage of its results was recorded; null until then.
         archived_at: When its results were archived; null until then, and when they have expired.
         on_results: The name of the handler that its rows are delivered to; null if there is none.
