@@ -41,6 +41,12 @@ class Purge(Store):
         return connection.execute(query).scalars().all()
 
     @transaction
+    def archived_parts(self, connection: Connection, uids: Sequence[str]) -> Sequence[str]:
+        """Return the uids of those parts of batches that are in the archive."""
+        query = select(BatchRow.uid).where(BatchRow.part_of.in_(uids), BatchRow.archived_at.is_not(None))
+        return connection.execute(query).scalars().all()
+
+    @transaction
     def delete(self, connection: Connection, uids: Sequence[str], *, usage: bool) -> None:
         """Delete batches with all that belongs to them, and with their usage if asked to."""
         tables: list[
