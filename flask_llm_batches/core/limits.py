@@ -20,8 +20,8 @@ class Limits:
         batches: Batches that have not ended.
         requests: Requests in them.
         dollars: US dollars in a calendar month, in UTC. It is what the results of that month cost, and about
-            what the prompts cost of batches whose results nobody has read yet. What has no known price does
-            not count.
+            what the prompts cost of batches whose results nobody has read yet, if they still run or were
+            created in that month. What has no known price does not count.
     """
 
     batches: int | None = None
