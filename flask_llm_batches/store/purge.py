@@ -24,6 +24,8 @@ from flask_llm_batches.store.store import Store, transaction
 _GROUP = 200
 """The number of batches that one transaction deletes."""
 
+_UIDS = 500  # in one statement: databases have limits, and batches may have very many parts
+
 
 class Purge(Store):
     """Deletes batches of one app that have ended."""
@@ -61,12 +63,14 @@ class Purge(Store):
         ]
         parts = connection.execute(select(BatchRow.uid).where(BatchRow.part_of.in_(uids))).scalars().all()
         every = [*uids, *parts]
-        for row in [*tables, UsageRow] if usage else tables:
-            connection.execute(delete(row).where(row.batch_uid.in_(every)))
-        sources = select(BatchRow.source).where(BatchRow.uid.in_(parts), BatchRow.source.is_not(None))
-        found = connection.execute(sources).scalars().all()
-        files.let_expire(connection, [uid for uid in found if uid is not None], at=int(time.time()))
-        connection.execute(delete(BatchRow).where(BatchRow.uid.in_(every)))
+        for start in range(0, len(every), _UIDS):
+            some = every[start : start + _UIDS]
+            for row in [*tables, UsageRow] if usage else tables:
+                connection.execute(delete(row).where(row.batch_uid.in_(some)))
+            sources = select(BatchRow.source).where(BatchRow.uid.in_(some), BatchRow.source.is_not(None))
+            found = connection.execute(sources).scalars().all()
+            files.let_expire(connection, [uid for uid in found if uid is not None], at=int(time.time()))
+            connection.execute(delete(BatchRow).where(BatchRow.uid.in_(some)))
 
     @transaction
     def expire_inputs(self, connection: Connection, *, before: int) -> None:
