@@ -170,3 +170,20 @@ def test_a_purged_batch_takes_its_archive_along(
     assert run.output == "1 batches are deleted\n"
     assert tasks(database) == []
     assert query(database, "SELECT count(*) FROM llm_batches_object") == [(0,)]
+
+
+def test_a_worker_that_is_killed_after_it_archived_loses_no_step(
+    ada: FlaskClient, app: Flask, llm_provider: Simulator, database: str
+) -> None:
+    """Regression: if the provider had lost the results since, nothing came after the archive."""
+    batch_id = ended(ada, llm_provider)
+    tick(app, database)
+    left = tasks(database)
+    assert left
+    query(database, "UPDATE llm_batches_task SET step = 'archive'")
+    llm_provider.rewrite = lambda call, answer: (
+        Response(b"{}", 404) if call.path.endswith("/content") else answer
+    )
+    tick(app, database)
+    assert tasks(database) == left
+    assert len(json.loads(results(ada, batch_id))["results"]) == 5

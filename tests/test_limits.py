@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 from flask import Flask
 
 from flask_llm_batches import Limits, Principal, current_llm_batches, errors
+from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
@@ -192,3 +194,56 @@ def test_simultaneous_creates_cannot_pass_together(
         answers = Counter(threads.map(create, range(32)))
     assert answers == {200: 5, 429: 27}
     assert len(llm_provider.batches) == 5
+
+
+def files_kept(database_url: str) -> int:
+    found: int = query(database_url, "SELECT COUNT(*) FROM llm_batches_file WHERE batch_uid IS NULL")[0][0]
+    return found
+
+
+def test_what_is_above_the_limit_leaves_no_files(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the requests of refused retries and file batches filled the storage for a day."""
+    monkeypatch.setattr(OpenAIAdapter, "max_requests", 2)
+    app = limited(make_host, database_url, requests=3)
+    ada = client_of(app, "ada")
+    lines = b"".join(
+        b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n' % number
+        for number in range(5)
+    )
+    body = {
+        "input_file_id": uploaded(ada, lines)["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    batch = ada.get(f"/v1/batches/{ada.post('/v1/batches', json=body).get_json()['id']}").get_json()
+    assert batch["status"] == "failed"
+    assert files_kept(database_url) == 1
+    llm_provider.respond = lambda _: (400, {"error": {"message": "no"}})
+    first = post(app, "ada", 2).get_json()["id"]
+    llm_provider.batches[0].finish()
+    assert ada.get(f"/v1/batches/{first}").get_json()["status"] == "completed"
+    assert post(app, "ada", 2).status_code == 200
+    answer = ada.post(f"/v1/batches/{first}/retry")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (429, "owner_limit_reached")
+    assert files_kept(database_url) == 1
+
+
+def test_what_was_cancelled_before_it_was_submitted_costs_nothing(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: what was reserved for a create that had been refused once counted until the next month."""
+    app = limited(make_host, database_url, dollars=Decimal("0.0002"))
+    ada = client_of(app, "ada")
+    request = {"custom_id": "a", "body": requests(1, user="x" * 8000)[0]["body"] | {"model": "gpt-4o-mini"}}
+    body = {
+        "input_file_id": uploaded(ada, json.dumps(request).encode())["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    llm_provider.fail_next(429, on="POST /batches")
+    batch = ada.post("/v1/batches", json=body).get_json()
+    assert query(database_url, "SELECT state FROM llm_batches_batch") == [("queued",)]
+    assert ada.post(f"/v1/batches/{batch['id']}/cancel").get_json()["status"] == "cancelled"
+    assert post(app, "ada", 2).status_code == 200

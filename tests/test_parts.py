@@ -17,6 +17,8 @@ from flask.testing import FlaskClient
 from werkzeug.wrappers import Response
 
 from flask_llm_batches import EVERYONE, Batch, DeliveredRow, current_llm_batches
+from flask_llm_batches.core import parts as core_parts
+from flask_llm_batches.errors import StorageUnavailable
 from flask_llm_batches.providers.adapters.anthropic import AnthropicAdapter
 from flask_llm_batches.providers.adapters.mistral import MistralAdapter
 from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
@@ -850,11 +852,11 @@ def test_a_part_whose_create_got_no_answer_is_found(
 
 @pytest.mark.parametrize(
     "lie",
-    [b'{"custom_id": "r1"}\n' * 3, b"[" * 100_000, b"{}\n", b"\n"],
-    ids=["too many", "deep", "no ids", "too few"],
+    [b'{"custom_id": "r1"}\n' * 3, b'{"custom_id": "r1"}\n' * 2, b"[" * 100_000, b"{}\n", b"\n"],
+    ids=["too many", "twice", "deep", "no ids", "too few"],
 )
 def test_what_a_provider_returns_as_requests_is_checked(
-    ada: FlaskClient, llm_provider: Simulator, lie: bytes
+    ada: FlaskClient, database_url: str, llm_provider: Simulator, lie: bytes
 ) -> None:
     """More or fewer requests than it got, or something else, are no requests: the retry is a 502."""
     llm_provider.respond = flaky(1)
@@ -864,6 +866,7 @@ def test_what_a_provider_returns_as_requests_is_checked(
     llm_provider.rewrite = lambda call, answer: Response(lie, 200) if call.path == content else answer
     answer = ada.post(f"/v1/batches/{batch['id']}/retry")
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "provider_error")
+    assert query(database_url, "SELECT COUNT(*) FROM llm_batches_chunk") == [(0,)]
 
 
 def test_a_part_that_is_not_found_for_a_moment_is_not_lost(
@@ -916,4 +919,316 @@ def test_a_part_that_turns_up_late_is_cancelled(
         "completed": 3,
         "failed": 0,
     }
+    assert ids(rows(ada, batch["id"])) == names(3)
+
+
+def test_a_part_that_cannot_be_uploaded_ends_its_batch(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: a part that failed before it was submitted kept its retries, and its batch never ended."""
+    for _ in range(2):
+        llm_provider.fail_next(400, on="POST /files")
+    done = ended(ada, database_url, made(ada, 3, retries=2)["id"])
+    assert (done["status"], done["request_counts"]["failed"]) == ("failed", 3)
+
+
+def test_a_part_that_others_submit_is_not_forgotten(
+    app: Flask, ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: if its own batch was looked at while its create failed, nobody submitted it again."""
+    alive(database_url)
+    bob = client_of(app, "bob")
+    batch = made(bob, 2, retries=1)
+    query(database_url, "UPDATE llm_batches_batch SET turn = 5 WHERE turn IS NOT NULL")
+    first = made(ada, 3)
+    query(
+        database_url,
+        "INSERT INTO llm_batches_lane (provider, model, turn, failures, token_limit, learned_at)"
+        " VALUES ('openai', 'm', 0, 0, 100000, 4000000000)",
+    )
+
+    def look_at_it(call: Call, answer: Response) -> Response:
+        is_submitting = f"SELECT state FROM llm_batches_batch WHERE part_of = '{uid(batch)}'"
+        if call.path != "/batches" or query(database_url, is_submitting) != [("submitting",)]:
+            return answer
+        with app.app_context():
+            run(app, batch, "submit")
+        return Response(b"{}", 429)
+
+    llm_provider.rewrite = look_at_it
+    run(app, first, "submit")
+    llm_provider.rewrite = None
+    query(database_url, "UPDATE llm_batches_lane SET refused_until = NULL")
+    for one, client in ((first, ada), (batch, bob)):
+        assert ended(client, database_url, one["id"])["status"] == "completed"
+
+
+def uid(batch: dict[str, Any]) -> str:
+    found: str = batch["id"].removeprefix("batch_")
+    return found
+
+
+def run(app: Flask, batch: dict[str, Any], step: str) -> None:
+    """Do one step of a batch, if it is due."""
+    with app.app_context():
+        app.extensions["llm_batches"]._ticker.run(uid(batch), step)
+
+
+def test_a_task_of_a_batch_whose_part_waits_again_is_not_deleted(
+    app: Flask, ada: FlaskClient, database_url: str
+) -> None:
+    """Regression: a worker that had just seen that nothing waits deleted the task of what waits now."""
+    batch = made(ada, 3)
+    query(database_url, "UPDATE llm_batches_batch SET state = 'submitting' WHERE part_of IS NOT NULL")
+    query(database_url, "UPDATE llm_batches_task SET due_at = 0")
+    service = app.extensions["llm_batches"]
+    with app.app_context():
+        task = service._ticker._tasks.claim(batch_uid=uid(batch), step="submit")
+        whole = service._batches.by_uid(uid(batch))
+        service._parts._queue.again(service._parts.of(whole)[0])
+        service._ticker._tasks.done(task, then={})
+        assert service._ticker._tasks.claim(batch_uid=uid(batch), step="submit") is not None
+
+
+@pytest.mark.parametrize("retention", [0, 30])
+def test_archives_of_parts_are_not_kept(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator, retention: int
+) -> None:
+    """Regression: the archive of a part that was read after its batch was never deleted."""
+    llm_provider.seconds = 0
+    app = make_host(database=database_url, retention=retention)
+    batch = made(client_of(app, "ada"), 3)
+    for _ in range(6):
+        query(database_url, "UPDATE llm_batches_task SET due_at = 0 WHERE step <> 'archive'")
+        for step in ("archive", "refresh"):
+            run(app, batch, step)
+        with app.app_context():
+            current_llm_batches.tick()
+    query(database_url, "UPDATE llm_batches_task SET due_at = 0")
+    with app.app_context():
+        current_llm_batches.tick()
+    assert retrieved(client_of(app, "ada"), batch["id"])["status"] == "completed"
+    kept = 2 if retention else 0  # the requests of its parts
+    assert query(database_url, "SELECT COUNT(*) FROM llm_batches_object") == [(kept,)]
+
+
+def test_purging_deletes_the_archives_of_parts(app: Flask, ada: FlaskClient, database_url: str) -> None:
+    """Regression: those that had not expired stayed for good."""
+    polled(ada, database_url, 3)
+    query(database_url, "UPDATE llm_batches_task SET due_at = 4000000000 WHERE step = 'expire'")
+    with app.app_context():
+        current_llm_batches.tick()
+        assert current_llm_batches.purge(before=int(time.time()) + 10) == 1
+        current_llm_batches.tick()
+    assert query(database_url, "SELECT COUNT(*) FROM llm_batches_object") == [(0,)]
+
+
+def test_a_part_that_ended_at_once_had_room(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: refusals from before a part that ended between two looks at it still counted."""
+    batch = made(ada, 2, retries=1)
+    query(database_url, "UPDATE llm_batches_lane SET failures = 40")
+    assert ended(ada, database_url, batch["id"])["status"] == "completed"
+    assert query(database_url, "SELECT failures FROM llm_batches_lane") == [(0,)]
+
+
+def test_a_batch_that_waited_is_archived_once(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: it was archived again minutes later, and rows that its provider had lost then were lost."""
+    alive(database_url)
+    llm_provider.fail_next(429, on="POST /batches")
+    batch = made(ada, 2)
+    for _ in range(8):
+        query(database_url, "UPDATE llm_batches_task SET due_at = 0 WHERE step = 'submit'")
+        query(database_url, "UPDATE llm_batches_lane SET refused_until = NULL")
+        with ada.application.app_context():
+            current_llm_batches.tick()
+        query(database_url, "UPDATE llm_batches_task SET due_at = 0 WHERE step <> 'expire'")
+        query(database_url, "UPDATE llm_batches_batch SET refreshed_at = 0")
+        if query(database_url, "SELECT archived_at FROM llm_batches_batch WHERE part_of IS NULL") != [
+            (None,)
+        ]:
+            llm_provider.rewrite = lambda call, answer: (
+                Response(b"{}", 404) if call.path.endswith("/content") else answer
+            )
+    assert llm_provider.rewrite is not None
+    assert [row["error"] for row in rows(ada, batch["id"])] == [None, None]
+
+
+def test_a_part_that_its_provider_never_gets_fails(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a part whose creates got no answer was submitted again for ever."""
+    monkeypatch.setattr(core_parts, "_MOST_LOST", 2)
+    batch = made(ada, 3)
+    for _ in range(9):
+        llm_provider.fail_next(500, on="POST /batches")
+    for _ in range(3):
+        for _ in range(3):
+            tick(ada.application, database_url)
+        time_passes(database_url, WINDOW + 60)
+    done = ended(ada, database_url, batch["id"])
+    assert done["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    parts = ada.get(f"/v1/batches/{batch['id']}?include=parts").get_json()["parts"]
+    assert [part["status"] for part in parts] == ["completed", "replaced", "failed"]
+    assert parts[2]["errors"]["data"][0]["code"] == "no_answer"
+
+
+@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("is_too_large", [False, True])
+def test_a_part_whose_requests_cannot_be_read_holds_up_no_other(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator, status: int, is_too_large: bool
+) -> None:
+    """Regression: no part for the same model was submitted, whoever owned it; and it fails after a day."""
+    alive(database_url)
+    llm_provider.seconds = None
+    made(ada, 2)
+    tick(ada.application, database_url)
+    llm_provider.token_limit = llm_provider.batches[0].tokens - is_too_large
+    second = made(ada, 2)
+    content = f"/files/{llm_provider.batches[1].asked['input_file_id']}/content"
+    llm_provider.rewrite = lambda call, answer: Response(b"{}", status) if call.path == content else answer
+    for _ in range(3):
+        tick(ada.application, database_url)
+    assert [part.status for part in llm_provider.batches] == ["in_progress", "failed"]
+    llm_provider.batches[0].finish()
+    llm_provider.seconds, llm_provider.token_limit = 0, None
+    if not is_too_large:
+        query(database_url, "UPDATE llm_batches_lane SET token_limit = NULL")
+    third = made(ada, 3, retries=1)
+    for _ in range(12):
+        query(database_url, "UPDATE llm_batches_lane SET refused_until = NULL")
+        tick(ada.application, database_url)
+    assert retrieved(ada, third["id"])["status"] == "completed"
+    assert retrieved(ada, second["id"])["status"] == ("failed" if status == 404 else "validating")
+    query(database_url, "UPDATE llm_batches_batch SET missing_since = 1 WHERE missing_since IS NOT NULL")
+    assert ended(ada, database_url, second["id"])["status"] == "failed"
+
+
+def test_usage_of_parts_is_that_of_their_batch(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: in the usage by batch, every batch of parts was called ``None``."""
+    made_first, made_then = (polled(ada, database_url, count) for count in (3, 5))
+    sums = ada.get("/v1/batches/usage?group_by=batch").get_json()["data"]
+    assert [(one["group"], one["requests"]) for one in sums] == [(made_first["id"], 3), (made_then["id"], 5)]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_parts_are_not_untracked(
+    make_host: MakeHost, database_url: str, llm_provider: Simulator, provider: str
+) -> None:
+    """Regression: where untracked batches are shown, others could read parts at Anthropic by their ids."""
+    llm_provider.seconds = 0
+    app = make_host(database=database_url, providers=llm_provider.providers, untracked="allow")
+    batch = made(client_of(app, "ada"), 3, model=f"{provider}:m", requests=requests(3, max_tokens=5))
+    ended(client_of(app, "ada"), database_url, batch["id"])
+    eve, part = client_of(app, "eve"), llm_provider.batches[0].id
+    for path in (f"/v1/batches/{part}", f"/v1/batches/{part}/results"):
+        assert eve.get(f"{path}?provider={provider}").status_code == 404
+    assert eve.post(f"/v1/batches/{part}/cancel?provider={provider}").status_code == 404
+
+
+def test_who_was_too_slow_leaves_the_queue_to_others(
+    app: Flask, ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: a process that had lost the lease on a queue went on, and released the lease of another."""
+    alive(database_url)
+    batch = made(ada, 5)
+    query(
+        database_url,
+        "INSERT INTO llm_batches_lane (provider, model, turn, failures, token_limit, learned_at)"
+        " VALUES ('openai', 'm', 0, 0, 100000, 4000000000)",
+    )
+
+    def lose(call: Call, answer: Response) -> Response:
+        if call.path == "/batches":
+            query(database_url, "UPDATE llm_batches_lane SET lease_token = 'other', lease_until = 4000000000")
+        return answer
+
+    llm_provider.rewrite = lose
+    run(app, batch, "submit")
+    assert len(llm_provider.batches) == 1
+    assert query(database_url, "SELECT lease_token, lease_until FROM llm_batches_lane") == [
+        ("other", 4000000000)
+    ]
+
+
+def test_a_batch_that_has_failed_does_not_wait_again(
+    app: Flask, ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: a batch that another process had just recorded as failed was submitted again."""
+    llm_provider.seconds = None
+    batch = made(ada, 2)
+    service = app.extensions["llm_batches"]
+    with app.app_context():
+        (record,) = service._batches.find(batch["id"])
+    llm_provider.batches[0].fail("no room", code="token_limit_exceeded")
+    assert retrieved(ada, batch["id"])["status"] == "failed"
+    alive(database_url)
+    with app.app_context():
+        service._worker_alive._until = 0
+        assert service._lookup.seen(record, service._providers.retrieve("openai", batch["id"])).finished
+    assert query(database_url, "SELECT state, status FROM llm_batches_batch") == [("accepted", "failed")]
+
+
+def test_a_file_that_was_wrong_is_not_retried(ada: FlaskClient, database_url: str) -> None:
+    """Regression: if its model was unknown, the answer was a 503 about a provider without a name."""
+    line = {"custom_id": "a", "body": {"model": "nobody:m", "messages": []}}
+    body = {
+        "input_file_id": uploaded(ada, json.dumps(line).encode())["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    batch = retrieved(ada, ada.post("/v1/batches", json=body).get_json()["id"])
+    assert batch["status"] == "failed"
+    answer = ada.post(f"/v1/batches/{batch['id']}/retry")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (410, "requests_gone")
+
+
+def test_files_that_cannot_be_deleted_hold_up_nothing(
+    app: Flask,
+    ada: FlaskClient,
+    database_url: str,
+    llm_provider: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: a tick did nothing while the storage could not delete an expired file."""
+
+    def refuse(_key: str) -> None:
+        raise StorageUnavailable("The storage is unavailable.")
+
+    uploaded(ada, b"{}")
+    query(database_url, "UPDATE llm_batches_file SET expires_at = 1")
+    alive(database_url)
+    made(ada, 3)
+    monkeypatch.setattr(app.extensions["llm_batches"]._storage, "delete", refuse)
+    tick(app, database_url)
+    assert llm_provider.batches
+
+
+def test_forgotten_batches_of_others_are_not_in_the_way(
+    app: Flask, ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: without a worker, parts waited for ever for a batch whose owner did not ask for it."""
+    made(client_of(app, "bob"), 2)
+    assert polled(ada, database_url, 3)["status"] == "completed"
+
+
+def test_a_part_whose_results_cannot_be_read_ends(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: a batch with retries ran for ever if its provider never returned the results of a part."""
+    batch = made(ada, 3, retries=1)
+    llm_provider.rewrite = lambda call, answer: (
+        Response(b"{}", 500) if call.path.endswith("/content") else answer
+    )
+    for _ in range(4):
+        tick(ada.application, database_url)
+    assert retrieved(ada, batch["id"])["status"] == "in_progress"
+    query(database_url, "UPDATE llm_batches_task SET failures = 100")
+    assert ended(ada, database_url, batch["id"])["status"] == "completed"
+    llm_provider.rewrite = None
     assert ids(rows(ada, batch["id"])) == names(3)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 from flask import Flask
+from sqlalchemy import Engine, event
 
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.store import purge
@@ -105,3 +108,26 @@ def test_old_input_files_are_purged(database_app: Flask, database_url: str) -> N
         run(database_app, "--before", str(int(time.time()) - 3600))
         assert {one.id for one in files.list(owner="ada").files} == {made[0], made[2]}
         assert waiting.status == "validating"
+
+
+def test_batches_of_very_many_parts(app: Flask, tmp_path: Path) -> None:
+    """Regression: more parts than a statement takes could not be deleted, nor any other batch."""
+    database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
+
+    def limit(connection: sqlite3.Connection, *_: object) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+
+    columns = "uid, provider, state, owner, model, requests, status, snapshot, created_at, delivered, part_of"
+    same = "'openai', 'split', 'ada', 'm', 1, 'completed', '{}', 1, 0"
+    event.listen(Engine, "checkout", limit)
+    try:
+        with app.app_context():
+            assert current_llm_batches.purge(before=100) == 0
+            numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200)"
+            into = f"INSERT INTO llm_batches_batch ({columns})"
+            query(database, f"{into} VALUES ('whole', {same}, NULL)")
+            query(database, f"{into} {numbers} SELECT 'part' || i, {same}, 'whole' FROM n")
+            assert current_llm_batches.purge(before=100) == 1
+    finally:
+        event.remove(Engine, "checkout", limit)
+    assert counts(database)["batch"] == 0

@@ -13,7 +13,7 @@ from flask_llm_batches.core.parts import Parts
 from flask_llm_batches.core.sources import Sources
 from flask_llm_batches.core.spool import Model
 from flask_llm_batches.core.worker.steps import Next
-from flask_llm_batches.errors import LLMBatchesError
+from flask_llm_batches.errors import LLMBatchesError, RecordUnavailable
 from flask_llm_batches.log import get_logger
 from flask_llm_batches.providers.adapters import Submission
 from flask_llm_batches.providers.clients import SubmitFailed, Withdrawn
@@ -28,6 +28,8 @@ _BUDGET = 20.0  # seconds after which a worker looks at what else is due
 _BUSY = 5.0  # seconds until the next look at a lane that another process serves, or whose part is validated
 _FULL = 60.0  # the same for a lane that is full; if a part ends, the next look is earlier
 _FIRST_WAIT, _LONGEST_WAIT = 5, 900
+_PATIENCE = 0.1  # requests that cannot be read are read again after this share of the time since then
+_DAY = 24 * 3600
 _LEARNED = 3600  # seconds for which a limit is remembered
 _MOST_FAILURES = 60  # in a row, within about fourteen hours, after which a part has failed
 
@@ -89,7 +91,10 @@ class Dispatcher:
                         wait = self._submit(lane, part)
                     if wait > 0 or time.monotonic() >= ends_at:
                         return wait
-                    lane = self._lanes.find(lane)
+                    now = self._lanes.find(lane)
+                    if now.lease_token != lane.lease_token:  # it was too slow: another process serves it
+                        return _BUSY
+                    lane = now
         finally:
             self._lanes.release(lane)
         return None
@@ -103,8 +108,13 @@ class Dispatcher:
         limit = lane.token_limit if (lane.learned_at or 0) + _LEARNED > now else None
         if limit is None:
             return _BUSY if flying.validating else None
-        if (part.tokens or 0) > limit and self._parts.divide(part, tokens=limit):
-            return 0.0
+        try:
+            if (part.tokens or 0) > limit and self._parts.divide(part, tokens=limit):
+                return 0.0
+        except RecordUnavailable:
+            raise
+        except LLMBatchesError as error:
+            return self._unreadable(part, error)
         has_room = flying.tokens + (part.tokens or 0) <= limit
         return None if has_room or not flying.batches else _FULL
 
@@ -132,8 +142,10 @@ class Dispatcher:
                 return 0.0
             self._queue.again(now)
             return self._refused(lane, part, failure.error)
+        except RecordUnavailable:
+            raise
         except LLMBatchesError as error:
-            return self._refused(lane, part, error)
+            return self._unreadable(part, error)
         if batch.status != "validating":
             self._lanes.taken(lane.provider, lane.model)
         self._parts.changed(part)
@@ -149,6 +161,15 @@ class Dispatcher:
         if begun is None:
             raise Withdrawn
         return begun
+
+    def _unreadable(self, part: Record, error: LLMBatchesError) -> float:
+        """Let a part whose requests cannot be read now wait behind the others, for a day at most."""
+        since = self._queue.postponed(part)
+        if not error.passes or time.time() >= since + _DAY:
+            self._parts.fail(self._batches.by_uid(part.uid) or part, error)
+            return 0.0
+        logger.warning("the requests of a part of batch %s are not there: %r", part.part_of, str(error))
+        return min(max(_FIRST_WAIT, _PATIENCE * (time.time() - since)), _LONGEST_WAIT)
 
     def _refused(self, lane: Lane, part: Record, error: LLMBatchesError) -> float:
         if not error.passes or lane.failures >= _MOST_FAILURES:

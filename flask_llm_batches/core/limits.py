@@ -20,8 +20,8 @@ class Limits:
         batches: Batches that have not ended.
         requests: Requests in them.
         dollars: US dollars in a calendar month, in UTC: the cost of the results that were read in it, and an
-            estimate for the prompts of batches whose results were not read yet. What has no known price does
-            not count.
+            estimate for the prompts of batches whose results were not read yet, if they still run or were
+            created in that month. What has no known price does not count.
     """
 
     batches: int | None = None

@@ -321,8 +321,10 @@ class Lookup:
         """Return whether a batch without a record may be shown, because it was not made here."""
         if self._settings.untracked != "allow":
             return False
-        uid = self._providers.retrieve(provider, batch_id).uid
-        return uid is None or self._batches.by_uid(uid) is None
+        batch = self._providers.retrieve(provider, batch_id)
+        if batch.uid is not None:
+            return self._batches.by_uid(batch.uid) is None
+        return bool(self._adopter.strangers(provider, [batch]))  # it may be a part
 
 
 def shown(record: Record | None, batch: Batch) -> Batch:

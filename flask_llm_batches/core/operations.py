@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.config import Settings
@@ -18,6 +19,7 @@ from flask_llm_batches.core.webhooks import Events
 from flask_llm_batches.core.worker.deliver import Deliver
 from flask_llm_batches.core.worker.run import Runner
 from flask_llm_batches.core.worker.tick import Ticker
+from flask_llm_batches.errors import StorageUnavailable
 from flask_llm_batches.storage.storage import Storage
 from flask_llm_batches.store.batches import Batches
 from flask_llm_batches.store.deliveries import Deliveries
@@ -87,7 +89,7 @@ class Operations:
             return self._purge.count(before=before)
         deleted = 0
         while uids := self._purge.oldest(before=before):
-            for uid in uids:
+            for uid in (*uids, *self._purge.archived_parts(uids)):
                 self._archive.delete(uid)
             self._purge.delete(uids, usage=usage)
             deleted += len(uids)
@@ -105,7 +107,8 @@ class Operations:
         """
         if worker is not None:
             self._runner.seen(worker)
-        self.files.delete_expired()
+        with suppress(StorageUnavailable):  # which is logged, and holds up nothing else
+            self.files.delete_expired()
         return self._ticker.tick(budget=budget, stop=lambda: False)
 
     def work(self, stop: threading.Event, *, concurrency: int = 1) -> None:

@@ -38,13 +38,17 @@ from flask_llm_batches.store.queue import Queue
 
 logger = get_logger(__name__)
 
+READ = 3600
+"""Seconds for which somebody may still read the archives of parts when their batch has one of its own."""
+
 _LIMIT = re.compile(r"Limit: ([0-9][0-9,]{0,20}) enqueued tokens")
 _DAY = 24 * 3600
+_RUN = ("in_progress", "finalizing", "completed")  # a part may have ended when it is looked at again
 _MOST_PARTS = 2000  # of one batch, however small a limit its provider names
 _LONGEST_MESSAGE = 2000
-_READ = 3600  # seconds for which somebody may still read the archives of parts
 _WAIT = 30  # seconds until the next try, if the provider refused a part although it had no other
 _MOST_REFUSALS = 40  # in a row, within about nine hours, after which a part has failed
+_MOST_LOST = 24  # creates of the same requests in a row that made no batch: each takes a search window
 
 
 class Parts:
@@ -86,6 +90,10 @@ class Parts:
         """Return the parts of a batch, oldest first."""
         return self._parts.of(whole.uid)
 
+    def in_the_way(self, whole: Record) -> Sequence[str]:
+        """Return the uids of batches, of anybody, whose end parts of a batch may wait for."""
+        return self._parts.in_the_way(whole)
+
     def whole(self, part: Record) -> Record | None:
         """Return the batch that has a part; None if it was purged."""
         return self._batches.by_uid(part.part_of or "")
@@ -112,7 +120,7 @@ class Parts:
         """
         if batch.status in ("validating", "in_progress") and not self._is_needed(part):
             batch = self._cancel(part) or batch
-        if batch.status == "in_progress" and part.status == "validating":
+        if batch.status in _RUN and part.status == "validating":
             self._lanes.taken(part.provider, part.model)
         if is_refused(part, batch):
             self._wait_again(part, batch)
@@ -190,7 +198,7 @@ class Parts:
 
     def expire_archives(self, whole: Record) -> None:
         """Make the archives of the parts of a batch expire soon: the batch has its own archive now."""
-        self._parts.expire_archives(whole.uid, at=int(time.time()) + _READ)
+        self._parts.expire_archives(whole.uid, at=int(time.time()) + READ)
 
     def cancel(self, whole: Record) -> None:
         """Cancel a batch: the parts that wait at once, and the others at their providers.
@@ -231,13 +239,20 @@ class Parts:
     def _wait_again(self, part: Record, batch: Batch) -> None:
         """Queue the requests of a part again, as its provider has no room for them or does not have them."""
         whole = self.whole(part)
-        if whole is None or is_cancelled(whole) or any(one.replaces == part.uid for one in self.of(whole)):
+        parts = [] if whole is None else self.of(whole)
+        if whole is None or is_cancelled(whole) or any(one.replaces == part.uid for one in parts):
             return
         if reason_of(batch).get("code") == NO_ROOM and self._learn(part, batch) > _MOST_REFUSALS:
-            final = {**reason_of(batch), "code": "no_room"}
-            self._batches.seen(part, replace(batch, errors={"object": "list", "data": [final]}))
+            self._give_up(part, batch, "no_room")
+        elif _lost_in_a_row(part, parts) >= _MOST_LOST:
+            self._give_up(part, batch, "no_answer")
         else:
             self._parts.replace(whole, part, [_again(part, batch.input_file_id)])
+
+    def _give_up(self, part: Record, batch: Batch, code: str) -> None:
+        """Let a part stay failed that would be submitted again."""
+        final = {**reason_of(batch), "code": code}
+        self._batches.seen(part, replace(batch, errors={"object": "list", "data": [final]}))
 
     def _learn(self, part: Record, batch: Batch) -> int:
         """Remember what a refusal says about the room; return how often the model was refused in a row."""
@@ -260,6 +275,15 @@ def _again(part: Record, input_file_id: str | None) -> NewPart:
         input_file_id=None if part.source else input_file_id,
         copies=part.uid,
     )
+
+
+def _lost_in_a_row(part: Record, parts: Sequence[Record]) -> int:
+    """Return how many parts with the same requests their provider never got, one after the other."""
+    by_uid = {one.uid: one for one in parts}
+    count, last = 0, by_uid.get(part.uid)
+    while last is not None and last.state == "failed":
+        count, last = count + 1, by_uid.get(last.replaces or "")
+    return count
 
 
 def _limit_in(batch: Batch) -> int | None:

@@ -35,6 +35,7 @@ from flask_llm_batches.core.waiting import Waiting
 from flask_llm_batches.errors import (
     REQUIRED,
     LLMBatchesError,
+    OwnerLimitReached,
     Problem,
     ValidationFailed,
 )
@@ -159,16 +160,7 @@ class FileBatches:
                 self._providers.adapter_of(asked.provider).check(asked.submission)
                 with self._creator.spooled(asked, requests, owner=record.owner) as spool:
                     if spool.parts:
-                        allowance = self._limiter.allowance(Principal(record.owner))
-                        whole = self._queue.split(
-                            record,
-                            spool.parts,
-                            requested_by=record.owner,
-                            allowance=allowance,
-                            reserved=self._estimates.reserved(prompts_in(asked, spool), allowance),
-                        )
-                        if whole is not None:
-                            self._waiting.told(whole, spool, asked, record.owner)
+                        self._split(record, asked, spool)
                         return None
                     begin = partial(self._begin, record, asked, spool)
                     self._creator.submit(record, asked, spool, requested_by=record.owner, begin=begin)
@@ -188,6 +180,25 @@ class FileBatches:
         if error.passes and time.time() < record.created_at + _DAY:
             raise error
         return self._failed(record, error)
+
+    def _split(self, record: Record, asked: Asked, spool: Spool) -> None:
+        """Record the parts of a queued batch."""
+        allowance = self._limiter.allowance(Principal(record.owner))
+        try:
+            whole = self._queue.split(
+                record,
+                spool.parts,
+                requested_by=record.owner,
+                allowance=allowance,
+                reserved=self._estimates.reserved(prompts_in(asked, spool), allowance),
+            )
+        except OwnerLimitReached:
+            self._waiting.discard(spool)
+            raise
+        if whole is None:  # it was cancelled, or another process did the same
+            self._waiting.discard(spool)
+        else:
+            self._waiting.told(whole, spool, asked, record.owner)
 
     def _begin(self, record: Record, asked: Asked, spool: Spool) -> Record:
         """Record that a queued batch is submitted now.

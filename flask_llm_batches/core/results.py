@@ -137,8 +137,6 @@ class ResultReader:
             self._account(record, counts, requested_by=record.owner)
         if keep:
             self._batches.set_archived(record, at=int(time.time()))
-        if record.state == "split":
-            self._parts.expire_archives(record)
         return counts.rows
 
     def archive_part(self, part: Record, batch: Batch) -> tuple[int, Sequence[str]]:

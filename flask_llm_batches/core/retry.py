@@ -17,7 +17,14 @@ from flask_llm_batches.core.lookup import Lookup
 from flask_llm_batches.core.parts import Parts
 from flask_llm_batches.core.results import ResultReader
 from flask_llm_batches.core.sources import Sources
-from flask_llm_batches.errors import BatchFailed, BatchNotFound, RequestsGone, ValidationFailed
+from flask_llm_batches.errors import (
+    BatchFailed,
+    BatchNotFound,
+    LLMBatchesError,
+    OwnerLimitReached,
+    RequestsGone,
+    ValidationFailed,
+)
 from flask_llm_batches.log import request_id
 from flask_llm_batches.principal import Principal
 from flask_llm_batches.providers.adapters import Submission
@@ -99,28 +106,32 @@ class Retrier:
         if not parts:
             raise RequestsGone(record.shown_id)
         allowance = self._limiter.allowance(Principal(record.owner))
-        return self._batches.begin(
-            provider=record.provider,
-            owner=record.owner,
-            model=record.model,
-            custom_ids=(),
-            asked_for={
-                "model": record.model or None,
-                "endpoint": submission.endpoint,
-                "completion_window": submission.completion_window,
-                "metadata": submission.metadata,
-            },
-            key=key,
-            on_results=record.on_results,
-            webhook=record.webhook,
-            request_id=request_id(),
-            output_seconds=record.output_seconds,
-            retry_of=record.uid,
-            parts=parts,
-            requested_by=by,
-            allowance=allowance,
-            reserved=self._estimates.reserved(prompts_of(parts), allowance),
-        )
+        try:
+            return self._batches.begin(
+                provider=record.provider,
+                owner=record.owner,
+                model=record.model,
+                custom_ids=(),
+                asked_for={
+                    "model": record.model or None,
+                    "endpoint": submission.endpoint,
+                    "completion_window": submission.completion_window,
+                    "metadata": submission.metadata,
+                },
+                key=key,
+                on_results=record.on_results,
+                webhook=record.webhook,
+                request_id=request_id(),
+                output_seconds=record.output_seconds,
+                retry_of=record.uid,
+                parts=parts,
+                requested_by=by,
+                allowance=allowance,
+                reserved=self._estimates.reserved(prompts_of(parts), allowance),
+            )
+        except (OwnerLimitReached, KeyUsed):
+            self._sources.discard(parts)
+            raise
 
     def _failed(self, batch: Batch, record: Record) -> Set[str] | None:
         """Return the ``custom_id``s of the requests that failed; None for all."""
@@ -140,8 +151,14 @@ class Retrier:
     def _new_parts(self, record: Record, wanted: Set[str] | None) -> list[NewPart]:
         # Together, the parts that replace no others have all requests.
         olds = [part for part in self._parts.of(record) if part.replaces is None]
-        parts = []
+        parts: list[NewPart] = []
         for old in olds or [record]:
+            if not old.provider:  # its file was wrong
+                raise RequestsGone(record.shown_id)
             most = self._providers.adapter_of(old.provider).max_requests
-            parts += self._sources.pieces(old, of=most or old.requests, wanted=wanted)
+            try:
+                parts += self._sources.pieces(old, of=most or old.requests, wanted=wanted)
+            except LLMBatchesError:
+                self._sources.discard(parts)
+                raise
         return parts

@@ -102,22 +102,26 @@ class Sources:
             RequestsGone: They are not there any more.
         """
         found: list[NewPart] = []
-        with closing(self._lines(part, wanted)) as lines:
-            while (first := next(lines, None)) is not None:
-                custom_ids: list[str] = []
-                size = 0
-                with self._new(part.owner) as (source, write):
-                    for custom_id, line in islice(chain((first,), lines), of):
-                        custom_ids.append(custom_id)
-                        size += len(line) + 1
-                        write(line + b"\n")
-                uid = uuid.uuid4().hex
-                manifest, tokens = pack(uid, custom_ids), tokens_of(size)
-                to = part.provider, part.model
-                found.append(NewPart(uid, *to, len(custom_ids), tokens, source, manifest, retries))
-        if part.source is None:
-            expected = part.requests if wanted is None else len(wanted)
-            _check_number(sum(one.requests for one in found), expected)
+        try:
+            with closing(self._lines(part, wanted)) as lines:
+                while (first := next(lines, None)) is not None:
+                    custom_ids: list[str] = []
+                    size = 0
+                    with self._new(part.owner) as (source, write):
+                        for custom_id, line in islice(chain((first,), lines), of):
+                            custom_ids.append(custom_id)
+                            size += len(line) + 1
+                            write(line + b"\n")
+                    uid = uuid.uuid4().hex
+                    manifest, tokens = pack(uid, custom_ids), tokens_of(size)
+                    to = part.provider, part.model
+                    found.append(NewPart(uid, *to, len(custom_ids), tokens, source, manifest, retries))
+            if part.source is None:
+                expected = part.requests if wanted is None else len(wanted)
+                _check_number(sum(one.requests for one in found), expected)
+        except BaseException:
+            self.discard(found)
+            raise
         return found
 
     def find(self, part: Record, custom_id: str, *, until: float) -> bytes | None:

@@ -229,6 +229,10 @@ class Submissions:
 
     def _advance(self, record: Record) -> Record:
         """Do what is due for a batch that waits, or for its parts, and return its record."""
+        if record.state == "split":
+            # Nobody else may ask for them, and the provider validates one at a time.
+            for uid in self._parts.in_the_way(record):
+                self._ticker.run(uid, "refresh")
         self._ticker.run(record.uid, "submit")
         if record.state == "split":
             for part in self._parts.of(record):

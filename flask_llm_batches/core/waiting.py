@@ -40,6 +40,10 @@ class Waiting:
         send_accepted(whole, batch, self._batches.usage_of(whole), requested_by=requested_by)
         return whole.shown(batch)
 
+    def discard(self, spool: Spool) -> None:
+        """Delete the requests of parts that are not recorded."""
+        self._sources.discard(spool.parts)
+
     def queued(
         self, record: Record, spool: Spool, asked: Asked, failure: SubmitFailed, requested_by: str
     ) -> Batch | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from flask_llm_batches.batch import Batch, own_id
+from flask_llm_batches.batch import FINISHED, Batch, own_id
 from flask_llm_batches.errors import OwnerLimitReached
 from flask_llm_batches.store import files, idempotency, limits, manifests, tasks
 from flask_llm_batches.store.leases import new_lease
@@ -268,7 +268,9 @@ def split(
     connection: Connection, record: Record, values: Mapping[str, Any], parts: Sequence[NewPart]
 ) -> bool:
     """Turn a batch into a batch of parts; return False if its state has changed meanwhile."""
-    this = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state == record.state)
+    this = update(BatchRow).where(
+        BatchRow.id == record.id, BatchRow.state == record.state, BatchRow.status.not_in(FINISHED)
+    )
     changed = {"state": "split", "lease_token": None, "lease_until": None, **values}
     if connection.execute(this.values(changed)).rowcount == 0:
         return False

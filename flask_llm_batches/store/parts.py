@@ -16,6 +16,8 @@ from flask_llm_batches.store.models import BatchRow, Record, TaskRow
 from flask_llm_batches.store.queries import RECORD
 from flask_llm_batches.store.store import Store, transaction
 
+_IN_THE_WAY = 5  # batches of one model that a poll refreshes
+
 
 class Parts(Store):
     """The parts of one app's batches."""
@@ -32,6 +34,25 @@ class Parts(Store):
         """Return the batches that retry what failed in a batch, oldest first."""
         rows = connection.execute(RECORD.where(BatchRow.retry_of == batch_uid))
         return sorted((Record(*row) for row in rows), key=lambda record: record.id)
+
+    @transaction
+    def in_the_way(self, connection: Connection, whole: Record) -> Sequence[str]:
+        """Return the uids of some batches that parts of a batch may wait for and that are to be refreshed."""
+        waiting = select(BatchRow.provider, BatchRow.model).where(
+            BatchRow.part_of == whole.uid, BatchRow.state == "queued"
+        )
+        found: list[str] = []
+        for provider, model in connection.execute(waiting.distinct()).all():
+            query = select(TaskRow.batch_uid).join(BatchRow, BatchRow.uid == TaskRow.batch_uid)
+            query = query.where(
+                TaskRow.step == "refresh",
+                TaskRow.due_at <= int(time.time()),
+                BatchRow.provider == provider,
+                BatchRow.model == model,
+                BatchRow.state.in_(("submitting", "accepted", "unknown")),
+            )
+            found += connection.execute(query.order_by(TaskRow.due_at).limit(_IN_THE_WAY)).scalars()
+        return found
 
     @transaction
     def changed(
@@ -99,7 +120,7 @@ class Parts(Store):
             connection.execute(delete(BatchRow).where(BatchRow.id == part.id))
         replaced = part.replaces if part.state == "queued" else part.uid
         insert_parts(connection, whole, parts, turn=part.turn, replaces=replaced)
-        tasks.insert_task(connection, whole.uid, "submit", due_at=int(time.time()))
+        tasks.submit_again(connection, whole.uid)
         return True
 
     @transaction

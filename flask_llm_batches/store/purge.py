@@ -24,6 +24,8 @@ from flask_llm_batches.store.store import Store, transaction
 _GROUP = 200
 """The number of batches that one transaction deletes."""
 
+_UIDS = 500  # in one statement: databases have limits, and batches may have very many parts
+
 
 class Purge(Store):
     """Deletes batches of one app that have ended."""
@@ -41,6 +43,12 @@ class Purge(Store):
         return connection.execute(query).scalars().all()
 
     @transaction
+    def archived_parts(self, connection: Connection, uids: Sequence[str]) -> Sequence[str]:
+        """Return the uids of those parts of batches that are in the archive."""
+        query = select(BatchRow.uid).where(BatchRow.part_of.in_(uids), BatchRow.archived_at.is_not(None))
+        return connection.execute(query).scalars().all()
+
+    @transaction
     def delete(self, connection: Connection, uids: Sequence[str], *, usage: bool) -> None:
         """Delete batches with all that belongs to them, and with their usage if asked to."""
         tables: list[
@@ -55,12 +63,14 @@ class Purge(Store):
         ]
         parts = connection.execute(select(BatchRow.uid).where(BatchRow.part_of.in_(uids))).scalars().all()
         every = [*uids, *parts]
-        for row in [*tables, UsageRow] if usage else tables:
-            connection.execute(delete(row).where(row.batch_uid.in_(every)))
-        sources = select(BatchRow.source).where(BatchRow.uid.in_(parts), BatchRow.source.is_not(None))
-        found = connection.execute(sources).scalars().all()
-        files.let_expire(connection, [uid for uid in found if uid is not None], at=int(time.time()))
-        connection.execute(delete(BatchRow).where(BatchRow.uid.in_(every)))
+        for start in range(0, len(every), _UIDS):
+            some = every[start : start + _UIDS]
+            for row in [*tables, UsageRow] if usage else tables:
+                connection.execute(delete(row).where(row.batch_uid.in_(some)))
+            sources = select(BatchRow.source).where(BatchRow.uid.in_(some), BatchRow.source.is_not(None))
+            found = connection.execute(sources).scalars().all()
+            files.let_expire(connection, [uid for uid in found if uid is not None], at=int(time.time()))
+            connection.execute(delete(BatchRow).where(BatchRow.uid.in_(some)))
 
     @transaction
     def expire_inputs(self, connection: Connection, *, before: int) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, func, select, text, update
 
 from flask_llm_batches.batch import Batch
 from flask_llm_batches.store import limits, manifests, tasks
 from flask_llm_batches.store.intents import FIRST_REFRESH, NewPart, split
 from flask_llm_batches.store.leases import new_lease
 from flask_llm_batches.store.limits import Allowance
-from flask_llm_batches.store.models import BatchRow, LaneRow, Record
+from flask_llm_batches.store.models import QUEUED, BatchRow, LaneRow, Record
 from flask_llm_batches.store.store import Store, patient_transaction, transaction
 from flask_llm_batches.store.usage import insert_usage
 
@@ -71,7 +71,7 @@ class Queue(Store):
     @transaction
     def submitting_part(self, connection: Connection, part: Record) -> Record | None:
         """Record that a queued part is about to be submitted. The caller then holds its lease."""
-        lease = {"state": "submitting", **new_lease()}
+        lease = {"state": "submitting", "missing_since": None, **new_lease()}
         queued = update(BatchRow).where(BatchRow.id == part.id, BatchRow.state == "queued")
         if connection.execute(queued.values(lease)).rowcount == 0:
             return None
@@ -129,13 +129,27 @@ class Queue(Store):
             insert_usage(connection, whole, "create", requested_by=requested_by, requests=total)
         return whole
 
+    @transaction
+    def postponed(self, connection: Connection, part: Record) -> int:
+        """Put a part whose requests cannot be read behind the others, and return since when they cannot."""
+        waiting = text(QUEUED), BatchRow.provider == part.provider, BatchRow.model == part.model
+        last = connection.execute(select(func.max(BatchRow.turn)).where(*waiting)).scalar() or 0
+        since = int(time.time()) if part.missing_since is None else part.missing_since
+        this = update(BatchRow).where(BatchRow.id == part.id, BatchRow.state == "queued")
+        connection.execute(this.values(turn=last + 1, missing_since=since))
+        return since
+
     @patient_transaction
     def again(self, connection: Connection, record: Record) -> None:
         """Put a batch that its provider does not have back into the queue."""
         this = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state == "submitting")
         values = {"state": "queued", "lease_token": None, "lease_until": None}
-        if connection.execute(this.values(values)).rowcount == 1 and record.part_of is None:
+        if connection.execute(this.values(values)).rowcount == 0:
+            return
+        if record.part_of is None:
             manifests.delete_manifest(connection, record.uid)
+        else:  # its batch may be the turn of another process, which saw that nothing of it waits
+            tasks.submit_again(connection, record.part_of)
 
     @patient_transaction
     def failed(
@@ -159,7 +173,9 @@ def _ended(
 ) -> Batch | None:
     shown = record.snapshot | changed | {"status": status}
     this = update(BatchRow).where(BatchRow.id == record.id, BatchRow.state.in_(states))
-    values = {"state": "failed", "status": status, "snapshot": shown, "lease_until": None}
+    values: dict[str, Any] = {"state": "failed", "status": status, "snapshot": shown, "lease_until": None}
+    # Nothing of it is submitted again, and nothing of it costs anything.
+    values |= {"retries": 0, "reserved": None}
     if connection.execute(this.values(values)).rowcount == 0:
         return None
     if record.part_of is None:

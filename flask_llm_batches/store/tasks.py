@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.store.leases import extend_lease, is_free, new_lease
 from flask_llm_batches.store.models import Task, TaskRow, WorkerRow
@@ -108,6 +110,19 @@ def insert_task(connection: Connection, batch_uid: str, step: str, *, due_at: in
         connection.execute(insert(TaskRow).values(values))
     else:
         connection.execute(update(TaskRow).where(*this, TaskRow.due_at > due_at).values(due_at=due_at))
+
+
+def submit_again(connection: Connection, batch_uid: str) -> None:
+    """Let a batch be looked at whose part waits again, also if a worker that looks at it just now saw none.
+
+    That worker loses its lease. Otherwise it would delete the task that this one relies on.
+    """
+    now = int(time.time())
+    this = update(TaskRow).where(TaskRow.batch_uid == batch_uid, TaskRow.step == "submit")
+    if connection.execute(this.values(due_at=now, lease_token=None, lease_until=None)).rowcount == 0:
+        # another process may just have inserted it
+        with suppress(IntegrityError), connection.begin_nested():
+            insert_task(connection, batch_uid, "submit", due_at=now)
 
 
 def delete_tasks(connection: Connection, batch_uid: str) -> None:

@@ -188,7 +188,8 @@ def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:
 
 def _name(group_by: str | None, row: Sequence[Any]) -> Any:
     """Return the value of a group: of a batch, the id that callers see."""
-    return own_id(row[1]) if group_by == "batch" and row[2] is not None else row[0]
+    has_own_id = group_by == "batch" and (row[0] is None or row[2] is not None)
+    return own_id(row[1]) if has_own_id else row[0]
 
 
 def _usage_sum(

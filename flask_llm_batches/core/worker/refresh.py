@@ -33,6 +33,8 @@ class Refresh:
                 return Next("it is not known yet", after=self._reconciler.retry_after(record))
         if record.status is None:  # the provider refused it
             return Next("it was refused")
+        if record.state == "split":  # its end has been seen, or will be, by who sees that of its last part
+            return Next("its parts are looked at")
         if record.part_of is not None and (record.state == "failed" or record.status in FINISHED):
             # its provider does not have it, or this process is the second one that sees its end
             self._parts.follow(record, record.last_seen())

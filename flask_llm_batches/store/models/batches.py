@@ -41,6 +41,7 @@ class BatchRow(Leased, Base):
         refreshed_at: When a list, a poll or a worker last began to refresh it from the provider; null until
             then, and after a refresh that failed.
         missing_since: Since when the provider answers that there is no such batch; null if it has the batch.
+            Of a part that waits: since when its requests cannot be read.
         accounted_at: When the usage of its results was recorded; null until then.
         archived_at: When its results were archived; null until then, and when they have expired.
         on_results: The name of the handler that its rows are delivered to; null if there is none.
