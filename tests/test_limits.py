@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.test_files import uploaded
 OPENAI = "openai:gpt-4o-mini"
 
 
-def limited(make_host: MakeHost, database_url: str, **limits: Any) -> Flask:
+def limited(make_host: MakeHost, database_url: str | Path, **limits: Any) -> Flask:
     """Make a host that limits everybody but root."""
 
     def limit(principal: Principal) -> Limits | None:
@@ -176,6 +177,13 @@ def test_dollars_a_month(make_host: MakeHost, database_url: str, llm_provider: S
     assert post(app, "ada", 1).status_code == 429
     query(database_url, "UPDATE llm_batches_usage SET created_at = created_at - 3000000")
     query(database_url, "UPDATE llm_batches_batch SET accounted_at = 1")
+    assert post(app, "ada", 1).status_code == 200
+
+
+@pytest.mark.parametrize("dollars", [float("inf"), Decimal("Infinity")])
+def test_infinite_dollars_are_no_limit(make_host: MakeHost, tmp_path: Path, dollars: Any) -> None:
+    """Regression: the limit could not be an integer, and every create was a 500."""
+    app = limited(make_host, tmp_path / "host.sqlite3", dollars=dollars)
     assert post(app, "ada", 1).status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -50,7 +51,5 @@ class Limiter:
         limits: Limits | None = current_app.ensure_sync(self.limit)(principal)
         if limits is None:
             return None
-        dollars = limits.dollars
-        return Allowance(
-            limits.batches, limits.requests, None if dollars is None else in_billionths(Decimal(str(dollars)))
-        )
+        dollars = None if limits.dollars in (None, math.inf) else Decimal(str(limits.dollars))
+        return Allowance(limits.batches, limits.requests, None if dollars is None else in_billionths(dollars))

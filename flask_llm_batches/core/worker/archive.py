@@ -13,9 +13,7 @@ from flask_llm_batches.errors import BatchFailed, BatchNotComplete, ResultsGone
 from flask_llm_batches.store.models import Record
 
 _DAY = 24 * 3600
-_MOST_FAILURES = (
-    100  # in a row, within about a day, after which a batch waits no more for what failed in a part
-)
+_MOST_FAILURES = 100  # in a row, within about a day, after which a part counts as read
 _WAIT = 30  # seconds until a provider is asked again for files that it lacks, or that are damaged
 
 

@@ -22,6 +22,7 @@ PAUSE = 1.0
 _LONGEST_PAUSE = 30.0  # while the database does not answer
 
 _SEEN_EVERY = 5.0
+_DELETED = 50  # expired files between two of these: a slow storage must not make a worker look dead
 
 
 class Runner:
@@ -49,7 +50,7 @@ class Runner:
         while True:
             with suppress(RecordUnavailable, StorageUnavailable):  # which are logged
                 self._workers.seen(uid)
-                self._files.delete_expired()
+                self._files.delete_expired(limit=_DELETED)
             if stop.wait(_SEEN_EVERY):
                 break
         for thread in threads:
