@@ -30,7 +30,7 @@ class Principal:
         owner: object = self.owner  # hosts without a type checker pass the integer id of their user
         if not isinstance(owner, str) or not is_owner(owner):
             raise ValueError(
-                f"Principal(owner=...) must be a string of 1 to {MAX_OWNER_LENGTH} characters without "
+                f"owner must be a string of 1 to {MAX_OWNER_LENGTH} characters without "
                 f"control characters (for a numeric user id: str(user.id)), not {type(self.owner).__name__}"
             )
 

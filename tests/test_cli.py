@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from flask import Flask
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.batch import Row
 from flask_llm_batches.cli import cli
-from flask_llm_batches.cli.output import for_people
-from flask_llm_batches.cli.results import _csv, _text, _written
+from flask_llm_batches.cli.output import for_people, lines
+from flask_llm_batches.cli.results import _csv, _jsonl, _text, _written
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost
 from tests.hosts import requests
@@ -200,8 +200,23 @@ def test_formats_of_results(failing: tuple[Run, str]) -> None:
 def test_numbers_that_fit_into_no_float() -> None:
     """Regression: one such number in a result was the end of a table of results."""
     row = Row("r0", msgspec.Raw(b'{"choices": [{"message": {"content": "cold"}, "logprob": -1e400}]}'))
-    assert _csv([row]) == b'"r0","cold","",""\r\n'
-    assert _text([row]) == b"== r0\ncold\n\n"
+    assert _csv([row], str) == b'"r0","cold","",""\r\n'
+    assert _text([row], str) == b"== r0\ncold\n\n"
+
+
+@pytest.mark.parametrize("write", [_jsonl, _csv, _text])
+def test_rows_do_not_control_a_terminal(
+    write: Callable[[Sequence[Row], Callable[[str], str]], bytes],
+) -> None:
+    """Regression: a terminal obeyed escapes in a table, and C1 codes in JSON. A file has them as they are."""
+    body = json.dumps({"choices": [{"message": {"content": "\x1b[2J\x9b2Jtwo\nlines"}}]}, ensure_ascii=False)
+    row = Row("r0", msgspec.Raw(body.encode()))
+    on_terminal = write([row], lines).decode()
+    assert not {"\x1b", "\x9b"} & set(on_terminal)
+    assert "two" in on_terminal
+    assert "\x9b" in write([row], str).decode()
+    if write is _jsonl:
+        assert json.loads(on_terminal) == json.loads(write([row], str))
 
 
 def test_a_file_of_results_is_whole_or_not_there(failing: tuple[Run, str], tmp_path: Path) -> None:

@@ -34,7 +34,16 @@ def plain(value: object) -> str:
         return "-"
     if isinstance(value, Decimal):
         value = format(value, "f")
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value))
+    return _escaped(str(value))
+
+
+def lines(text: str) -> str:
+    """Return text of several lines that cannot control a terminal."""
+    return "\n".join(map(_escaped, text.splitlines()))
+
+
+def _escaped(text: str) -> str:
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def day_and_time(seconds: int | None) -> str | None:

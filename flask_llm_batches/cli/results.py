@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,33 +19,42 @@ from flask.cli import with_appcontext
 
 from flask_llm_batches.batch import Row
 from flask_llm_batches.cli.group import FAILED, MISUSED, Failure, owner_option, provider_option
-from flask_llm_batches.cli.output import for_people, plain
+from flask_llm_batches.cli.output import for_people, lines, plain
 from flask_llm_batches.current import current_llm_batches
 from flask_llm_batches.delivery import DeliveredRow
 from flask_llm_batches.jsonl import encode_lines
 from flask_llm_batches.principal import Owner
 from flask_llm_batches.web.usage import cell
 
+Shown = Callable[[str], str]
+"""Returns text as it is written: on a terminal, without what could control it."""
 
-def _csv(rows: Sequence[Row]) -> bytes:
+_C1 = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+
+
+def _jsonl(rows: Sequence[Row], shown: Shown) -> bytes:
+    text = encode_lines(rows)
+    # JSON has escapes for other control characters already.
+    return text if shown is str else _C1.sub(lambda sign: b"\\u00%02x" % sign[0][-1], text)
+
+
+def _csv(rows: Sequence[Row], shown: Shown) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     for row in rows:
         error = (None, None) if row.error is None else (row.error.code, row.error.message)
-        writer.writerow([cell(value) for value in (row.custom_id, _text_of(row), *error)])
+        writer.writerow([shown(cell(value) or "") for value in (row.custom_id, _text_of(row), *error)])
     return text.getvalue().encode()
 
 
-def _text(rows: Sequence[Row]) -> bytes:
-    return "".join(map(_paragraph, rows)).encode("utf-8", "replace")
+def _text(rows: Sequence[Row], shown: Shown) -> bytes:
+    return "".join(_paragraph(row, shown) for row in rows).encode("utf-8", "replace")
 
 
-def _paragraph(row: Row) -> str:
+def _paragraph(row: Row, shown: Shown) -> str:
     text = _text_of(row) if row.error is None else f"{row.error.code}: {row.error.message}"
-    lines = (
-        [plain(line) if line else "" for line in (text or "").splitlines()] if for_people() else [text or ""]
-    )
-    return "\n".join([f"== {plain(row.custom_id)}{'' if row.error is None else ' failed'}", *lines, "", ""])
+    head = f"== {plain(row.custom_id)}{'' if row.error is None else ' failed'}"
+    return "\n".join([head, shown(text or ""), "", ""])
 
 
 def _text_of(row: Row) -> str | None:
@@ -54,8 +64,8 @@ def _text_of(row: Row) -> str | None:
 
 
 _HEAD = b'"custom_id","text","error_code","error_message"\r\n'
-_FORMATS: dict[str, tuple[bytes, Callable[[Sequence[Row]], bytes]]] = {
-    "jsonl": (b"", encode_lines),
+_FORMATS: dict[str, tuple[bytes, Callable[[Sequence[Row], Shown], bytes]]] = {
+    "jsonl": (b"", _jsonl),
     "csv": (_HEAD, _csv),
     "text": (b"", _text),
 }
@@ -94,6 +104,7 @@ def results(
     FILE is written when all rows are there, and not before. The exit code is 1 if a row has failed.
     """
     head, write = _FORMATS[form]
+    shown = lines if output is None and for_people() else str
     found = current_llm_batches.results(
         batch_id, owner=owner, provider=provider, status="failed" if failed else None
     )
@@ -103,7 +114,7 @@ def results(
         for group in found.groups():
             rows += len(group or ())
             failures += sum(row.error is not None for row in group or ())
-            file.write(write(group or ()))
+            file.write(write(group or (), shown))
         file.flush()
     if output is not None:
         click.echo(f"{rows:,} rows, of which {failures:,} failed, are in {output}", err=True)
