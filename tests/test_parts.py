@@ -333,6 +333,23 @@ def test_a_limit_may_not_make_any_number_of_parts(
     assert query(database_url, "SELECT COUNT(*) FROM llm_batches_batch")[0][0] <= 20
 
 
+def test_one_request_above_the_limit_soon_makes_way(
+    ada: FlaskClient, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: others waited for hours behind a request that can never run."""
+    llm_provider.token_limit = TOKENS // 4
+    batch = made(ada, 3, requests=[*long(1), *requests(3)[1:]])
+    for _ in range(20):
+        query(database_url, "UPDATE llm_batches_lane SET refused_until = NULL")
+        tick(ada.application, database_url)
+        done = retrieved(ada, batch["id"])
+        if done["status"] == "completed":
+            break
+    assert done["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    (failed,) = [row for row in rows(ada, batch["id"]) if row["error"]]
+    assert (failed["custom_id"], failed["error"]["code"]) == ("r0", "batch_failed")
+
+
 def alive(database: str) -> None:
     """Record that a worker is alive."""
     query(database, "DELETE FROM llm_batches_worker")

@@ -7,6 +7,7 @@ part, or lost it, another part with the same requests replaces it.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -48,6 +49,7 @@ _MOST_PARTS = 2000  # of one batch, however small a limit its provider names
 _LONGEST_MESSAGE = 2000
 _WAIT = 30  # seconds until the next try, if the provider refused a part although it had no other
 _MOST_REFUSALS = 40  # in a row, within about nine hours, after which a part has failed
+_FEW_REFUSALS = 3  # the same, within some minutes, for one request above the limit that its provider names
 _MOST_LOST = 24  # creates of the same requests in a row that made no batch: each takes a search window
 
 
@@ -242,7 +244,10 @@ class Parts:
         parts = [] if whole is None else self.of(whole)
         if whole is None or is_cancelled(whole) or any(one.replaces == part.uid for one in parts):
             return
-        if reason_of(batch).get("code") == NO_ROOM and self._learn(part, batch) > _MOST_REFUSALS:
+        # Others wait behind it, and one request cannot be divided.
+        is_too_large = part.requests == 1 and (part.tokens or 0) > (_limit_in(batch) or math.inf)
+        most = _FEW_REFUSALS if is_too_large else _MOST_REFUSALS
+        if reason_of(batch).get("code") == NO_ROOM and self._learn(part, batch) > most:
             self._give_up(part, batch, "no_room")
         elif _lost_in_a_row(part, parts) >= _MOST_LOST:
             self._give_up(part, batch, "no_answer")
