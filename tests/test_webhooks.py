@@ -304,6 +304,7 @@ def test_no_spelling_of_a_private_address_is_connected_to(target: Target, host: 
         ("::", False),
         ("fe80::1%lo", False),
         ("fc00::1", False),
+        ("fec0::1", False),  # an old form of that
         ("ff02::1", False),
         ("169.254.169.254", False),
         ("10.1.2.3", False),
