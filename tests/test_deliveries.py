@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from flask_llm_batches import (
     current_llm_batches,
 )
 from flask_llm_batches.core.handlers import Handler
+from flask_llm_batches.core.results import ResultReader
+from flask_llm_batches.core.rows import Groups
 from flask_llm_batches.core.worker import deliver
 from flask_llm_batches.core.worker.deliver import GROUP
+from flask_llm_batches.store.models import Record
 from flask_llm_batches.testing import Simulator
 from tests.conftest import client_of
 from tests.databases import query
 from tests.hosts import MASTER_KEY, requests
+from tests.test_liars import cut
 from tests.test_worker import tasks
 
 MakeApp = Callable[..., Flask]
@@ -349,6 +354,44 @@ def test_two_workers_deliver_once(make_app: MakeApp, database_url: str, llm_prov
     tick(app, database_url)
     assert labels(database_url) == everything(3)
     assert calls == [3, 3]
+
+
+def test_a_late_archive_changes_no_order(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a worker without its lease archived rows in another order, in the midst of a delivery."""
+    app = make_app(labelling)
+    submit(app, llm_provider, GROUP + 50)
+    tick_once = partial(_tick_once, app, database_url)
+    monkeypatch.setattr(deliver, "_BUDGET", 0.0)  # one group a step
+    tick_once("refresh")
+
+    read, calls = ResultReader._write, []
+
+    def slowly(self: ResultReader, record: Record, groups: Groups, *given: Any, **kept: Any) -> None:
+        def held_up() -> Groups:
+            yield from groups
+            calls.append(record)
+            if len(calls) == 1:  # meanwhile, the lease ends
+                query(database_url, "UPDATE llm_batches_task SET lease_until = 0")
+                cut(llm_provider, lambda data: b"".join(reversed(data.splitlines(keepends=True))))
+                tick_once("archive")
+                tick_once("deliver")
+
+        read(self, record, held_up(), *given, **kept)
+
+    monkeypatch.setattr(ResultReader, "_write", slowly)
+    tick_once("archive")
+    assert (len(calls), len(labels(database_url))) == (2, GROUP)
+    tick(app, database_url, 2)
+    assert labels(database_url) == everything(GROUP + 50)
+
+
+def _tick_once(app: Flask, database: str, step: str) -> None:
+    query(database, "UPDATE llm_batches_batch SET refreshed_at = 0")
+    query(database, f"UPDATE llm_batches_task SET due_at = 0 WHERE step = '{step}'")
+    with app.app_context():
+        current_llm_batches.tick(budget=0)
 
 
 def test_what_the_caller_of_tick_has_not_committed_is_left_alone(
