@@ -245,6 +245,29 @@ def test_a_handler_with_a_yield_takes_nothing(
     assert set(tasks(database_url, "step, failures")) == {("deliver", 1), ("expire", 0)}
 
 
+@pytest.mark.parametrize("left", ["removed", "nested"])
+def test_a_handler_may_leave_the_session_as_it_likes(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, left: str
+) -> None:
+    """Regression: rows were delivered without their effects if the handler had removed the session before."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            if left == "removed":
+                db.session.remove()
+            else:
+                db.session.begin_nested()
+            insert(db, rows)
+
+        return label
+
+    app = make_app(handler)
+    submit(app, llm_provider, 3)
+    tick(app, database_url)
+    assert tasks(database_url) == [("expire",)]
+    assert labels(database_url) == everything(3)
+
+
 class _Silent(Exception):
     def __str__(self) -> str:
         raise ValueError("no text")
