@@ -357,6 +357,7 @@ def test_a_target_that_answers_slowly_is_left(monkeypatch: pytest.MonkeyPatch) -
         ({"a": {"url": "https://u:p@x/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x/#f\n", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x:65536/", "secret": SECRET}}, "['url'] must be"),
+        ({"a": {"url": "https://[1:2]/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x:/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://b\u00fccher.example/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x/"}}, "['secret'] must be"),
