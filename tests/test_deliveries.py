@@ -355,6 +355,24 @@ def test_a_row_that_is_always_refused_ends_its_delivery(
     assert tasks(database_url) == [("expire",)]
 
 
+def test_what_has_expired_is_not_delivered_for_ever(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: rows that expired before any process had their handler were tried again without end."""
+    app = make_app(labelling)
+    batch_id = submit(app, llm_provider, 3)
+    query(database_url, "UPDATE llm_batches_batch SET on_results = 'later'")
+    tick(app, database_url)
+    query(database_url, "UPDATE llm_batches_task SET due_at = 0 WHERE step = 'expire'")
+    with app.app_context():
+        current_llm_batches.tick()
+    assert tasks(database_url) == [("deliver",)]
+    query(database_url, "UPDATE llm_batches_batch SET on_results = 'label'")
+    tick(app, database_url)
+    assert tasks(database_url) == []
+    assert f"the archive of {batch_id!r} expired after 0 rows" in caplog.text
+
+
 def test_two_workers_deliver_once(make_app: MakeApp, database_url: str, llm_provider: Simulator) -> None:
     """A worker that has lost its lease finds that another one has delivered, and writes nothing."""
     calls: list[int] = []

@@ -51,6 +51,9 @@ class Deliver:
         self._retention = retention
 
     def __call__(self, record: Record, failures: int) -> Next:
+        if record.archived_at is None:
+            logger.warning("the archive of %r expired after %d rows", record.shown_id, record.delivered)
+            return Next("its results are deleted from the archive")
         handler = self._handlers.find(record.on_results or "")
         if handler is None:
             return Next(f"this process has no handler {record.on_results!r}", after=_NO_HANDLER)
@@ -72,12 +75,13 @@ class Deliver:
                     return Next(f"{done} rows so far", after=0)
         except Overtaken:
             return Next("another worker delivers it")
-        then: dict[str, float] = {}
-        if self._retention == 0:
-            # Rows may have been set aside before this step, too.
-            left = aside or self._deliveries.all_set_aside(batch_uid=record.uid, limit=1)
-            then["expire"] = 30 * _DAY if left else 0
-        return Next(f"{done} rows, {aside} set aside", then=then)
+        return Next(f"{done} rows, {aside} set aside", then=self._expiry(record))
+
+    def _expiry(self, record: Record) -> dict[str, float]:
+        if self._retention > 0:  # the archive has an end already
+            return {}
+        is_aside = self._deliveries.all_set_aside(batch_uid=record.uid, limit=1)
+        return {"expire": 30 * _DAY if is_aside else 0}
 
     def again(self, record: Record, rows: Sequence[SetAside]) -> int:
         """Deliver rows that were set aside, one by one, and return how many the handler takes now."""
