@@ -256,6 +256,22 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         """Return it as JSON types."""
         return {
             "custom_id": self.custom_id,
-            "result": None if self.result is None else json.loads(bytes(self.result)),
+            "result": None if self.result is None else parsed(self.result),
             "error": None if self.error is None else msgspec.structs.asdict(self.error),
         }
+
+
+def parsed(result: msgspec.Raw) -> Any:
+    """Return a result as JSON types. A number that is too large for Python is infinite."""
+    content = bytes(result)
+    try:
+        return json.loads(content)
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return json.loads(content, parse_int=_parse_integer)
+
+
+def _parse_integer(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)

@@ -144,6 +144,8 @@ def test_absurd_figures_are_summed_up(
         most = 2**63 - 1
         query(database_url, f"UPDATE llm_batches_usage SET prompt_tokens = {most}, cost = {most}")
         (row,) = current_llm_batches.usage(owner="ada", group_by="model")
+        (spent,) = current_llm_batches.overview(owner="ada").days.values()
+    assert spent == Decimal(2 * most) / 10**9
     assert (row.prompt_tokens, row.cost) == (4 * most, Decimal(4 * most) / 10**9)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,16 @@ from flask_llm_batches import (
     current_llm_batches,
 )
 from flask_llm_batches.core.handlers import Handler
+from flask_llm_batches.core.results import ResultReader
+from flask_llm_batches.core.rows import Groups
+from flask_llm_batches.core.worker import deliver
 from flask_llm_batches.core.worker.deliver import GROUP
+from flask_llm_batches.store.models import Record
 from flask_llm_batches.testing import Simulator
 from tests.conftest import client_of
 from tests.databases import query
 from tests.hosts import MASTER_KEY, requests
+from tests.test_liars import cut
 from tests.test_worker import tasks
 
 MakeApp = Callable[..., Flask]
@@ -191,6 +199,133 @@ def test_any_text_of_an_error_is_kept(
     assert (aside.custom_id, aside.error) == ("r\ufffd", "ValueError: no label for \ufffd\ufffd!")
 
 
+def test_a_number_too_large_for_python_holds_nothing_up(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: an integer of thousands of digits in a result ended the delivery of the batch for good."""
+    app = make_app(labelling)
+    batch_id = submit(app, llm_provider, 3)
+    output = llm_provider.batches[-1].output
+    output[1] = output[1].replace(b"1760000000", b"1" * 5000)
+    tick(app, database_url, 2)
+    assert labels(database_url) == everything(3)
+    assert tasks(database_url) == [("expire",)]
+    with app.app_context():
+        rows = list(current_llm_batches.results(batch_id, owner="nightly"))
+    assert [row["result"]["created"] for row in rows].count(float("inf")) == 1
+
+
+def test_a_handler_may_return_what_is_to_be_awaited(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: rows of a plain function that calls an async one were delivered, and nothing was done."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        async def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            insert(db, rows)
+
+        return lambda *given: label(*given)  # noqa: PLW0108  # it is no coroutine function
+
+    app = make_app(handler)
+    submit(app, llm_provider, 3)
+    tick(app, database_url, 2)
+    assert labels(database_url) == everything(3)
+
+
+def test_a_handler_with_a_yield_takes_nothing(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator
+) -> None:
+    """Regression: its rows were delivered, although none of its lines had run."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> Any:
+            insert(db, rows)
+            yield
+
+        return label
+
+    app = make_app(handler)
+    submit(app, llm_provider, 3)
+    tick(app, database_url)
+    assert set(tasks(database_url, "step, failures")) == {("deliver", 1), ("expire", 0)}
+
+
+@pytest.mark.parametrize("left", ["removed", "nested"])
+def test_a_handler_may_leave_the_session_as_it_likes(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, left: str
+) -> None:
+    """Regression: rows were delivered without their effects if the handler had removed the session before."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            if left == "removed":
+                db.session.remove()
+            else:
+                db.session.begin_nested()
+            insert(db, rows)
+
+        return label
+
+    app = make_app(handler)
+    submit(app, llm_provider, 3)
+    tick(app, database_url)
+    assert tasks(database_url) == [("expire",)]
+    assert labels(database_url) == everything(3)
+
+
+class _Silent(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError, _Silent])
+def test_no_error_of_a_handler_ends_a_worker(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, kind: type[BaseException]
+) -> None:
+    """Regression: a handler that called ``exit`` or was cancelled ended one worker thread after the other."""
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            for row in rows:
+                if row.custom_id == "r1":
+                    raise kind
+                insert(db, [row])
+
+        return label
+
+    app = make_app(handler)
+    submit(app, llm_provider, 3)
+    thread = threading.Thread(target=tick, args=(app, database_url, 4))
+    thread.start()
+    thread.join()
+    assert query(database_url, "SELECT custom_id FROM llm_batches_set_aside") == [("r1",)]
+    assert labels(database_url) == {"r0": "say 0", "r2": "say 2"}
+
+
+def test_rows_that_were_set_aside_earlier_are_kept(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: with a retention of 0, they were deleted if a later step delivered the other rows."""
+    last = f"r{GROUP}"  # the simulator's output begins with it
+
+    def handler(db: SQLAlchemy) -> Handler:
+        def label(rows: Sequence[DeliveredRow], _batch: Batch) -> None:
+            if last in [row.custom_id for row in rows]:
+                raise ValueError("no label")
+            insert(db, rows)
+
+        return label
+
+    app = make_app(handler, retention=0)
+    batch_id = submit(app, llm_provider, GROUP + 1)
+    monkeypatch.setattr(deliver, "_BUDGET", 0.0)  # one group a step
+    tick(app, database_url, 5)
+    assert len(labels(database_url)) == GROUP
+    assert tasks(database_url) == [("expire",)]
+    mended = make_app(labelling).test_cli_runner().invoke(args=[*AGAIN, batch_id])
+    assert mended.output == "1\t0\n"
+
+
 def test_a_handler_that_takes_nothing_loses_nothing(
     make_app: MakeApp, database_url: str, llm_provider: Simulator
 ) -> None:
@@ -225,6 +360,24 @@ def test_a_row_that_is_always_refused_ends_its_delivery(
     assert tasks(database_url) == [("expire",)]
 
 
+def test_what_has_expired_is_not_delivered_for_ever(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: rows that expired before any process had their handler were tried again without end."""
+    app = make_app(labelling)
+    batch_id = submit(app, llm_provider, 3)
+    query(database_url, "UPDATE llm_batches_batch SET on_results = 'later'")
+    tick(app, database_url)
+    query(database_url, "UPDATE llm_batches_task SET due_at = 0 WHERE step = 'expire'")
+    with app.app_context():
+        current_llm_batches.tick()
+    assert tasks(database_url) == [("deliver",)]
+    query(database_url, "UPDATE llm_batches_batch SET on_results = 'label'")
+    tick(app, database_url)
+    assert tasks(database_url) == []
+    assert f"the archive of {batch_id!r} expired after 0 rows" in caplog.text
+
+
 def test_two_workers_deliver_once(make_app: MakeApp, database_url: str, llm_provider: Simulator) -> None:
     """A worker that has lost its lease finds that another one has delivered, and writes nothing."""
     calls: list[int] = []
@@ -247,6 +400,44 @@ def test_two_workers_deliver_once(make_app: MakeApp, database_url: str, llm_prov
     tick(app, database_url)
     assert labels(database_url) == everything(3)
     assert calls == [3, 3]
+
+
+def test_a_late_archive_changes_no_order(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a worker without its lease archived rows in another order, in the midst of a delivery."""
+    app = make_app(labelling)
+    submit(app, llm_provider, GROUP + 50)
+    tick_once = partial(_tick_once, app, database_url)
+    monkeypatch.setattr(deliver, "_BUDGET", 0.0)  # one group a step
+    tick_once("refresh")
+
+    read, calls = ResultReader._write, []
+
+    def slowly(self: ResultReader, record: Record, groups: Groups, *given: Any, **kept: Any) -> None:
+        def held_up() -> Groups:
+            yield from groups
+            calls.append(record)
+            if len(calls) == 1:  # meanwhile, the lease ends
+                query(database_url, "UPDATE llm_batches_task SET lease_until = 0")
+                cut(llm_provider, lambda data: b"".join(reversed(data.splitlines(keepends=True))))
+                tick_once("archive")
+                tick_once("deliver")
+
+        read(self, record, held_up(), *given, **kept)
+
+    monkeypatch.setattr(ResultReader, "_write", slowly)
+    tick_once("archive")
+    assert (len(calls), len(labels(database_url))) == (2, GROUP)
+    tick(app, database_url, 2)
+    assert labels(database_url) == everything(GROUP + 50)
+
+
+def _tick_once(app: Flask, database: str, step: str) -> None:
+    query(database, "UPDATE llm_batches_batch SET refreshed_at = 0")
+    query(database, f"UPDATE llm_batches_task SET due_at = 0 WHERE step = '{step}'")
+    with app.app_context():
+        current_llm_batches.tick(budget=0)
 
 
 def test_what_the_caller_of_tick_has_not_committed_is_left_alone(

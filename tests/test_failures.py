@@ -111,6 +111,23 @@ NOT_FOUND = dict.fromkeys(("upload", "create", "list"), (502, "provider_error"))
 ELSEWHERE = ("400", "401", "404", "429", "500", "hang", "drop", "html", "other json")
 
 
+@pytest.mark.parametrize("provider", ENDPOINTS)
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_deep_answer_is_one_failure(
+    make_failing: MakeHost, llm_provider: Simulator, provider: str, status: int
+) -> None:
+    """Regression: the answer to a failed call was a 500 if the body of the error nested deep."""
+    failing = make_failing()
+    batch_id = create_batch(
+        client_of(failing, "ada"), model=f"{provider}:m", requests=requests(1, max_tokens=9)
+    )
+    on = ENDPOINTS[provider]["retrieve"].format(batch_id=batch_id)
+    headers = {"Content-Type": "application/json"}
+    llm_provider.fail_next(status, on=on, body='{"error":' * 5000, headers=headers)
+    answer = call(failing, "retrieve", batch_id, provider)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "provider_error")
+
+
 @pytest.mark.parametrize(
     ("provider", "endpoint", "fault"),
     [

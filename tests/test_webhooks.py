@@ -304,6 +304,7 @@ def test_no_spelling_of_a_private_address_is_connected_to(target: Target, host: 
         ("::", False),
         ("fe80::1%lo", False),
         ("fc00::1", False),
+        ("fec0::1", False),  # an old form of that
         ("ff02::1", False),
         ("169.254.169.254", False),
         ("10.1.2.3", False),
@@ -356,6 +357,7 @@ def test_a_target_that_answers_slowly_is_left(monkeypatch: pytest.MonkeyPatch) -
         ({"a": {"url": "https://u:p@x/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x/#f\n", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x:65536/", "secret": SECRET}}, "['url'] must be"),
+        ({"a": {"url": "https://[1:2]/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x:/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://b\u00fccher.example/", "secret": SECRET}}, "['url'] must be"),
         ({"a": {"url": "https://x/"}}, "['secret'] must be"),

@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.engines import thread
+from flask_llm_batches.signals import batch_finished
 from flask_llm_batches.store.leases import LEASE
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of, create_batch
@@ -263,6 +264,24 @@ def test_a_worker_runs_in_the_web_process_if_asked(
     finally:
         thread.stop(app)
     assert query(database, "SELECT uid FROM llm_batches_worker") == []
+
+
+def test_no_receiver_ends_a_worker(make_host: MakeHost, llm_provider: Simulator, tmp_path: Path) -> None:
+    """Regression: each receiver of a signal that called ``exit`` ended a thread, until none was left."""
+    database = f"sqlite:///{tmp_path / 'host.sqlite3'}"
+    app = make_host(database=database, worker="thread")
+
+    def leave(_app: Flask, **_: object) -> None:
+        raise SystemExit
+
+    with batch_finished.connected_to(leave):
+        try:
+            for number in range(2):
+                create_batch(client_of(app, "ada"))
+                llm_provider.batches[number].finish()
+                eventually(lambda: set(statuses(database)) == {"completed"})
+        finally:
+            thread.stop(app)
 
 
 @pytest.mark.slow

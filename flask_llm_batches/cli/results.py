@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import secrets
 import sys
@@ -17,7 +16,7 @@ from typing import IO
 import click
 from flask.cli import with_appcontext
 
-from flask_llm_batches.batch import Row
+from flask_llm_batches.batch import Row, parsed
 from flask_llm_batches.cli.group import FAILED, MISUSED, Failure, owner_option, provider_option
 from flask_llm_batches.cli.output import for_people, lines, plain
 from flask_llm_batches.current import current_llm_batches
@@ -59,7 +58,7 @@ def _paragraph(row: Row, shown: Shown) -> str:
 
 def _text_of(row: Row) -> str | None:
     # msgspec refuses numbers that fit into no float, such as 1e400.
-    result = None if row.result is None else json.loads(bytes(row.result))
+    result = None if row.result is None else parsed(row.result)
     return DeliveredRow(row.custom_id, result, row.error, "").text
 
 

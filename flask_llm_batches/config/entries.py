@@ -7,6 +7,7 @@ from base64 import b64decode
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import Any
 
@@ -154,9 +155,14 @@ def _webhook(key: str, name: object, entry: object) -> WebhookSettings:
 
 
 def _is_url(url: str, schemes: str) -> bool:
-    host = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    host = r"(\[(?P<ip>[0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+)"
     found = re.fullmatch(rf"{schemes}://{host}(:(?P<port>[0-9]{{1,5}}))?([/?][!-~]*)?", url)
-    return found is not None and 0 < int(found["port"] or 443) <= _LAST_PORT
+    if found is None:
+        return False
+    with suppress(ValueError):
+        IPv6Address(found["ip"] or "::")
+        return 0 < int(found["port"] or 443) <= _LAST_PORT
+    return False
 
 
 def _check_options(key: str, entry: Mapping[Any, Any], known: Collection[str], hint: str = "") -> None:

@@ -70,7 +70,7 @@ def is_public(address: str) -> bool:
     if ip.version == 6:
         nat64 = IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
         inner = ip.ipv4_mapped or ip.sixtofour or nat64
-        if ip.teredo is not None:
+        if ip.teredo is not None or ip.is_site_local:
             return False
         if inner is not None:
             return is_public(str(inner))

@@ -32,6 +32,10 @@ BEAT = 0.4
 """Seconds without a row after which a reader gets None, and can check that its caller still waits."""
 
 
+class ArchivedMeanwhile(Exception):
+    """Another worker has archived the same rows meanwhile, and its archive counts."""
+
+
 class Results:
     """The rows of a batch, which can be read once: as dicts by iterating, or in groups.
 
@@ -129,6 +133,7 @@ class ResultReader:
             The number of rows.
 
         Raises:
+            ArchivedMeanwhile: Another worker was faster.
             DamagedRows: Rows are damaged, and may be intact later.
         """
         counts = Counts()
@@ -146,6 +151,7 @@ class ResultReader:
             How many of them have failed, and the ``custom_id``s of those that may succeed in another part.
 
         Raises:
+            ArchivedMeanwhile: Another worker was faster.
             DamagedRows: Rows are damaged, and may be intact later.
         """
         counts = Counts()
@@ -170,6 +176,10 @@ class ResultReader:
                 add(group or ())
             if counts.damaged and not batch.settled:
                 raise DamagedRows(f"{counts.damaged} rows are damaged")
+            # A provider may send the same rows in another order, and the first ones may be delivered by now.
+            now = self._batches.by_uid(record.uid) if keep and record.archived_at is None else None
+            if now is not None and now.archived_at is not None:
+                raise ArchivedMeanwhile
 
     def delete_archive(self, record: Record) -> None:
         """Delete the results of a batch from the archive."""

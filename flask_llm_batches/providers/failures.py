@@ -221,7 +221,7 @@ def _status(error: object) -> int | None:
 def _text(error: BaseException) -> str:
     body = getattr(error, "body", None)
     if isinstance(body, str):  # Mistral's SDK does not parse it
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             body = msgspec.json.decode(body)
     if isinstance(body, dict):
         inner = body.get("error")

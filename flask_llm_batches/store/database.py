@@ -71,12 +71,12 @@ class HostDatabase:
 
     @contextmanager
     def host_transaction(self) -> Iterator[Execute]:
-        session = self._db.session()
+        session = self._db.session  # the block may remove what is in it, and go on with another one
         try:
             yield lambda statement: session.execute(statement, bind_arguments={"bind": self.engine()})
             session.commit()
         finally:
-            self._db.session.remove()  # which rolls back what was not committed
+            session.remove()  # which rolls back what was not committed
 
 
 class FileDatabase:

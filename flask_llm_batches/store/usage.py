@@ -171,12 +171,15 @@ class UsageSums(Store):
     def spent(self, connection: Connection, *, owner: str | None, since: int) -> dict[int, Decimal]:
         """Return the known cost of each day with one, by the day's first second, in US dollars."""
         day = _GROUPS["day"][0]
-        query = select(day, func.sum(UsageRow.cost)).where(
+        query = select(day, *_parts(connection, UsageRow.cost)).where(
             UsageRow.created_at >= since, UsageRow.event == "results", UsageRow.cost.is_not(None)
         )
         if owner is not None:
             query = query.where(is_owned(UsageRow.owner, owner))
-        return {int(at): Decimal(int(cost)) / _NANO for at, cost in connection.execute(query.group_by(day))}
+        return {
+            int(at): Decimal(int(units) * _UNIT + int(rest)) / _NANO
+            for at, units, rest in connection.execute(query.group_by(day))
+        }
 
 
 def _parts(connection: Connection, column: Any) -> Sequence[ColumnElement[Any]]:

@@ -6,7 +6,7 @@ import time
 
 from flask_llm_batches.core.lookup import Lookup
 from flask_llm_batches.core.parts import READ, Parts
-from flask_llm_batches.core.results import ResultReader
+from flask_llm_batches.core.results import ArchivedMeanwhile, ResultReader
 from flask_llm_batches.core.rows import DamagedRows
 from flask_llm_batches.core.worker.steps import Next
 from flask_llm_batches.errors import BatchFailed, BatchNotComplete, ResultsGone
@@ -50,6 +50,8 @@ class ArchiveResults:
                 rows = self._results.archive(record, batch, keep=keep)
             except DamagedRows as damaged:
                 return Next(str(damaged), after=_WAIT)
+            except ArchivedMeanwhile:
+                return Next("another worker has archived it", after=0)
         if record.state == "split":
             self._parts.expire_archives(record)
         then: dict[str, float] = {} if record.on_results is None else {"deliver": 0}
@@ -71,6 +73,8 @@ class ArchiveResults:
             return Next("its results are not there yet", after=_WAIT)
         except DamagedRows as damaged:
             return Next(str(damaged), after=_WAIT)
+        except ArchivedMeanwhile:
+            return Next("another worker has archived it", after=0)
         except (BatchFailed, ResultsGone) as reason:
             self._parts.read(part, {})
             return Next(f"it has no results: {reason.code}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import inspect
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from itertools import chain, islice
 
 from flask import current_app
 
-from flask_llm_batches.batch import Row
+from flask_llm_batches.batch import Row, parsed
 from flask_llm_batches.core.archive import Archive
 from flask_llm_batches.core.handlers import Handler, Handlers
 from flask_llm_batches.core.worker.steps import Next
@@ -50,6 +51,9 @@ class Deliver:
         self._retention = retention
 
     def __call__(self, record: Record, failures: int) -> Next:
+        if record.archived_at is None:
+            logger.warning("the archive of %r expired after %d rows", record.shown_id, record.delivered)
+            return Next("its results are deleted from the archive")
         handler = self._handlers.find(record.on_results or "")
         if handler is None:
             return Next(f"this process has no handler {record.on_results!r}", after=_NO_HANDLER)
@@ -71,10 +75,13 @@ class Deliver:
                     return Next(f"{done} rows so far", after=0)
         except Overtaken:
             return Next("another worker delivers it")
-        then: dict[str, float] = {}
-        if self._retention == 0:
-            then["expire"] = 30 * _DAY if aside else 0
-        return Next(f"{done} rows, {aside} set aside", then=then)
+        return Next(f"{done} rows, {aside} set aside", then=self._expiry(record))
+
+    def _expiry(self, record: Record) -> dict[str, float]:
+        if self._retention > 0:  # the archive has an end already
+            return {}
+        is_aside = self._deliveries.all_set_aside(batch_uid=record.uid, limit=1)
+        return {"expire": 30 * _DAY if is_aside else 0}
 
     def again(self, record: Record, rows: Sequence[SetAside]) -> int:
         """Deliver rows that were set aside, one by one, and return how many the handler takes now."""
@@ -120,8 +127,7 @@ class Deliver:
                 if number == start + len(rows) - 1 and at == start and not broken:
                     raise
                 logger.warning("a handler refuses row %r of %s", row.custom_id, record.shown_id)
-                text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
-                refused.append(Refused(number, row.custom_id, text))
+                refused.append(Refused(number, row.custom_id, _told(error)[:_LONGEST_ERROR]))
             else:
                 at, aside, refused = number + 1, aside + len(refused), []
         if refused:
@@ -139,9 +145,33 @@ def _groups(groups: Iterator[Sequence[Row]], record: Record) -> Iterator[list[De
 
 
 def _delivered(record: Record, number: int, row: Row) -> DeliveredRow:
-    result = None if row.result is None else json.loads(bytes(row.result))
+    result = None if row.result is None else parsed(row.result)
     return DeliveredRow(row.custom_id, result, row.error, f"{record.uid}-{number}")
 
 
 def _call(handler: Handler, record: Record, rows: Sequence[DeliveredRow]) -> None:
-    current_app.ensure_sync(handler)(rows, record.shown(record.last_seen()))
+    try:
+        answer = current_app.ensure_sync(handler)(rows, record.shown(record.last_seen()))
+        if inspect.isawaitable(answer):  # of a function that only calls an async one
+            current_app.ensure_sync(_wait)(answer)
+        elif inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+            raise TypeError("a handler with a yield takes no rows")
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        # An exit() in a library, or a task that was cancelled. In the main thread, it may be meant to end the
+        # process. In a worker's, it would end one thread after the other, until none is left.
+        if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+            raise
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+
+
+async def _wait(answer: Awaitable[None]) -> None:
+    await answer
+
+
+def _told(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # the host's own class
+        return type(error).__name__

@@ -67,7 +67,7 @@ class Runner:
                 pause = PAUSE
             except RecordUnavailable:  # which is logged
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            except Exception:
+            except BaseException:  # also an exit() in the host's code, which would end this thread only
                 logger.exception("a worker failed, and goes on")
                 pause = min(2 * pause, _LONGEST_PAUSE)
             stop.wait(pause)
