@@ -15,7 +15,7 @@ import msgspec
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.idempotency import Fingerprint
 from flask_llm_batches.core.numbers import Numbers
-from flask_llm_batches.core.requests import MISSING, Incoming, Problems, WrongRequest, checked
+from flask_llm_batches.core.requests import MISSING, Incoming, Problems, WrongRequest, broken, checked
 from flask_llm_batches.core.temporary import temporary_file, write_error
 from flask_llm_batches.errors import (
     REQUIRED,
@@ -218,6 +218,8 @@ class _Writer:
                 part, custom_id, line = self._line(number, content, requests)
             except WrongRequest as problem:
                 problems.add(number, problem)
+            except RecursionError as error:  # an adapter reads it from a deeper stack than ``checked``
+                problems.add(number, broken(error))
             else:
                 if not problems.count:
                     self._keep(part, custom_id, line)
