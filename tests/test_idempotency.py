@@ -142,6 +142,25 @@ def test_another_request_is_refused(
     assert len(llm_provider.batches) == 1
 
 
+def test_another_provider_of_one_request_is_another_request(
+    make_host: MakeHost, llm_provider: Simulator
+) -> None:
+    """Regression: where requests name their models, the provider of all but the first was left out."""
+    settings = llm_provider.settings
+    app = make_host(providers={"openai": settings, "second": {**settings, "provider": "openai"}})
+
+    def ask(*names: str) -> TestResponse:
+        named = [{"custom_id": str(i), "body": {"model": f"{name}:m"}} for i, name in enumerate(names)]
+        return client_of(app, "ada").post(
+            "/v1/batches", json={"requests": named}, headers={"Idempotency-Key": "k"}
+        )
+
+    first = ask("openai", "second")
+    assert first.status_code == 200
+    assert code(ask("openai", "openai")) == (422, "idempotency_mismatch")
+    assert ask("openai", "second").get_json()["id"] == first.get_json()["id"]
+
+
 @pytest.mark.parametrize("nested", [300, 600, 900, 2000])
 def test_deep_requests_have_a_sum_too(ada: FlaskClient, nested: int) -> None:
     """What nests deep is answered with a key as it is without one."""

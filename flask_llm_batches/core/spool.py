@@ -244,6 +244,8 @@ class _Writer:
         if b"\n" in encoded or b"\r" in encoded:
             encoded = msgspec.json.format(encoded, indent=-1)
         if self._fingerprint is not None:
+            if part.route.provider != self.first.route.provider:  # the line does not name it
+                self._fingerprint.add(msgspec.json.encode(part.route.provider))
             self._fingerprint.add(encoded)
         length, most = len(encoded) + 1, part.route.adapter.max_bytes
         if most is not None and part.size + length > most:
