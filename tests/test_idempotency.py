@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.errors import ValidationFailed
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
@@ -189,6 +190,13 @@ def test_a_key_is_visible_characters(ada: FlaskClient, llm_provider: Simulator, 
     assert code(answer) == (422, "validation_error")
     assert answer.get_json()["detail"][0]["loc"] == ["header", "Idempotency-Key"]
     assert not llm_provider.calls
+
+
+def test_a_key_that_is_no_text_is_wrong(app: Flask) -> None:
+    """Regression: an integer, such as the id of an order, was a TypeError."""
+    key: Any = 7
+    with app.app_context(), pytest.raises(ValidationFailed, match="Idempotency-Key"):
+        current_llm_batches.create(owner="ada", idempotency_key=key, **BODY)
 
 
 def test_the_longest_key_is_taken(ada: FlaskClient) -> None:
