@@ -45,7 +45,8 @@ class Settings:
         bind_key: The bind of the host's database that keeps the record.
         search_window: Seconds after which a batch whose create got no answer is ``failed``, if its provider
             does not list it.
-        untracked: ``"allow"`` lets all callers see batches that were not made here.
+        untracked: ``"allow"`` lets all callers see batches that were not made here, or whose record was
+            purged, if they know the id.
         spool_dir: The folder for the requests of a create, which are deleted when it ends; None for the
             system's folder for temporary files.
         worker: ``"thread"`` runs a worker inside each web process.
