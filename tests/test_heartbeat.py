@@ -143,11 +143,15 @@ def test_a_thread_that_did_not_start_is_started_later(app: Flask, monkeypatch: p
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    def beat() -> bool:
+        beaten.set()
+        return False
+
     with app.app_context():
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
             patch.setattr(threading.Thread, "start", fail)
             beats.add(lambda: True)
-        beats.add(lambda: beaten.set() is not None)
+        beats.add(beat)
         assert beaten.wait(10)
     assert len(beats._beats) == 0
 
