@@ -17,6 +17,7 @@ from werkzeug.test import TestResponse
 
 from flask_llm_batches import current_llm_batches
 from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.store.models import Record
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
@@ -319,6 +320,30 @@ def test_an_unknown_one_that_is_not_there_is_made_anew(
     made = create(ada)
     assert (made.status_code, made.headers.get("Idempotent-Replayed")) == (200, None)
     assert create(ada).data == made.data
+    assert len(llm_provider.batches) == 1
+
+
+def test_a_batch_that_is_found_keeps_its_key(
+    database_app: Flask, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: what another process found right after the last search was made, and paid, twice."""
+    llm_provider.drop_next(on="POST /batches", after=0)
+    ada = client_of(database_app, "ada")
+    assert create(ada).status_code == 502
+    query(database_url, "UPDATE llm_batches_batch SET state = 'failed', status = 'failed'")
+    service = database_app.extensions["llm_batches"]
+
+    def settled(record: Record) -> Record:
+        batch = service._providers.retrieve("openai", llm_provider.batches[0].id)
+        service._adopter.notice("openai", [batch])
+        return record
+
+    monkeypatch.setattr(service._reconciler, "settled", settled)
+    again = create(ada)
+    assert (again.get_json()["id"], again.headers["Idempotent-Replayed"]) == (
+        llm_provider.batches[0].id,
+        "true",
+    )
     assert len(llm_provider.batches) == 1
 
 
