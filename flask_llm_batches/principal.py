@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
+from flask_llm_batches.fields import is_whole
+
 MAX_OWNER_LENGTH = 255
 
 
@@ -56,7 +58,7 @@ def has_control_characters(text: str) -> bool:
 
 def is_owner(name: str) -> bool:
     """Return whether a string can be the name of an owner."""
-    return 0 < len(name) <= MAX_OWNER_LENGTH and not has_control_characters(name)
+    return 0 < len(name) <= MAX_OWNER_LENGTH and not has_control_characters(name) and is_whole(name)
 
 
 def owner_or_everyone(owner: Owner) -> str | None:

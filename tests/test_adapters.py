@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def text(content: str, **more: Any) -> dict[str, Any]:
 
 def picture(url: str, **more: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def test_what_nests_as_deep_as_can_be_read_is_no_error_of_ours(ada: FlaskClient) -> None:
+    """Regression: one depth passed the check of a request, and was a 500 when its messages were read."""
+    path = "/v1/batches?dry_run=true&model=anthropic:m"
+
+    def ask(depth: int) -> int:
+        messages = '[{"role": "user", "content": %s}]' % ("[" * depth + "]" * depth)
+        line = f'{{"custom_id": "a", "body": {{"messages": {messages}}}}}'
+        return ada.post(path, data=line, content_type="application/jsonl").status_code
+
+    too_deep = bisect(range(200_000), 200, key=ask)
+    assert {ask(depth) for depth in range(too_deep - 9, too_deep + 9)} == {200, 422}
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ from flask_llm_batches.errors import RecordUnavailable
         ("BIND_KEY", "", "SQLALCHEMY_BINDS"),
         ("UNTRACKED", "maybe", '"deny" or "allow", not \'maybe\''),
         ("SPOOL_DIR", "/nowhere", "an existing folder"),
+        ("SPOOL_DIR", "", "an existing folder"),
+        ("FILES_URL_PREFIX", "/v1/batches", "another path than those of LLM_BATCHES_URL_PREFIX"),
         ("STORAGE", None, '"database", the URL of a folder such as "file:///srv/batches"'),
         ("STORAGE", "/srv/batches", "the URL of a folder"),
         ("STORAGE", "file:///nowhere", "the URL of an existing folder, not 'file:///nowhere'"),

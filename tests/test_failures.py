@@ -367,3 +367,16 @@ def test_keys_are_redacted_and_ids_are_not(monkeypatch: pytest.MonkeyPatch, text
     redact = Redactor(settings)
     redact.learn("SOME_KEY")
     assert redact(text).replace(REDACTED + "here", REDACTED + " here") == redacted
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_wrong_argument_in_the_settings_is_not_the_callers_fault(
+    make_host: MakeHost, llm_provider: Simulator, provider: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: it was a 400 whose text was the ``TypeError`` of the SDK."""
+    entry = {**llm_provider.providers[provider], "client_args": {"nonsense": 1}}
+    ada = client_of(make_host(providers={provider: entry}), "ada")
+    answer = ada.post("/v1/batches", json={"model": f"{provider}:m", "requests": requests(1, max_tokens=9)})
+    assert (answer.status_code, answer.get_json()["detail"]) == (502, "LLM provider error")
+    assert "nonsense" in caplog.text
+    assert ada.get("/v1/batches").get_json()["data"] == []

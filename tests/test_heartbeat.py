@@ -136,6 +136,26 @@ def test_the_thread_lasts_no_longer_than_it_is_needed(app: Flask) -> None:
     assert len(beats._beats) == 0
 
 
+def test_a_thread_that_did_not_start_is_started_later(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: after one failure to start the thread, no lease of the process was extended any more."""
+    beats, beaten = Heartbeat(), threading.Event()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def beat() -> bool:
+        beaten.set()
+        return False
+
+    with app.app_context():
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+            patch.setattr(threading.Thread, "start", fail)
+            beats.add(lambda: True)
+        beats.add(beat)
+        assert beaten.wait(10)
+    assert len(beats._beats) == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_child_process_keeps_nothing_of_its_parent_alive(app: Flask) -> None:

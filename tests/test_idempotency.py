@@ -16,6 +16,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from flask_llm_batches import current_llm_batches
+from flask_llm_batches.errors import ValidationFailed
+from flask_llm_batches.store.models import Record
 from flask_llm_batches.testing import Simulator
 from tests.conftest import MakeHost, client_of
 from tests.databases import query
@@ -142,6 +144,25 @@ def test_another_request_is_refused(
     assert len(llm_provider.batches) == 1
 
 
+def test_another_provider_of_one_request_is_another_request(
+    make_host: MakeHost, llm_provider: Simulator
+) -> None:
+    """Regression: where requests name their models, the provider of all but the first was left out."""
+    settings = llm_provider.settings
+    app = make_host(providers={"openai": settings, "second": {**settings, "provider": "openai"}})
+
+    def ask(*names: str) -> TestResponse:
+        named = [{"custom_id": str(i), "body": {"model": f"{name}:m"}} for i, name in enumerate(names)]
+        return client_of(app, "ada").post(
+            "/v1/batches", json={"requests": named}, headers={"Idempotency-Key": "k"}
+        )
+
+    first = ask("openai", "second")
+    assert first.status_code == 200
+    assert code(ask("openai", "openai")) == (422, "idempotency_mismatch")
+    assert ask("openai", "second").get_json()["id"] == first.get_json()["id"]
+
+
 @pytest.mark.parametrize("nested", [300, 600, 900, 2000])
 def test_deep_requests_have_a_sum_too(ada: FlaskClient, nested: int) -> None:
     """What nests deep is answered with a key as it is without one."""
@@ -170,6 +191,13 @@ def test_a_key_is_visible_characters(ada: FlaskClient, llm_provider: Simulator, 
     assert code(answer) == (422, "validation_error")
     assert answer.get_json()["detail"][0]["loc"] == ["header", "Idempotency-Key"]
     assert not llm_provider.calls
+
+
+def test_a_key_that_is_no_text_is_wrong(app: Flask) -> None:
+    """Regression: an integer, such as the id of an order, was a TypeError."""
+    key: Any = 7
+    with app.app_context(), pytest.raises(ValidationFailed, match="Idempotency-Key"):
+        current_llm_batches.create(owner="ada", idempotency_key=key, **BODY)
 
 
 def test_the_longest_key_is_taken(ada: FlaskClient) -> None:
@@ -292,6 +320,30 @@ def test_an_unknown_one_that_is_not_there_is_made_anew(
     made = create(ada)
     assert (made.status_code, made.headers.get("Idempotent-Replayed")) == (200, None)
     assert create(ada).data == made.data
+    assert len(llm_provider.batches) == 1
+
+
+def test_a_batch_that_is_found_keeps_its_key(
+    database_app: Flask, database_url: str, llm_provider: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: what another process found right after the last search was made, and paid, twice."""
+    llm_provider.drop_next(on="POST /batches", after=0)
+    ada = client_of(database_app, "ada")
+    assert create(ada).status_code == 502
+    query(database_url, "UPDATE llm_batches_batch SET state = 'failed', status = 'failed'")
+    service = database_app.extensions["llm_batches"]
+
+    def settled(record: Record) -> Record:
+        batch = service._providers.retrieve("openai", llm_provider.batches[0].id)
+        service._adopter.notice("openai", [batch])
+        return record
+
+    monkeypatch.setattr(service._reconciler, "settled", settled)
+    again = create(ada)
+    assert (again.get_json()["id"], again.headers["Idempotent-Replayed"]) == (
+        llm_provider.batches[0].id,
+        "true",
+    )
     assert len(llm_provider.batches) == 1
 
 

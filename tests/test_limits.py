@@ -60,6 +60,15 @@ def test_batches_at_once(make_host: MakeHost, database_url: str, llm_provider: S
     assert post(app, "ada", 1).status_code == 200
 
 
+def test_the_function_of_limits_sees_admins(make_host: MakeHost, tmp_path: Path) -> None:
+    """Regression: over HTTP, an admin who created for themselves came without their rights."""
+    asked: list[Principal] = []
+    app = make_host(database=tmp_path / "host.sqlite3", limits=asked.append)
+    for fields in ({}, {"user": "the-admin"}, {"user": "bob"}):
+        assert post(app, "the-admin", 1, **fields).status_code == 200
+    assert asked == [*[Principal("the-admin", admin=True)] * 2, Principal("bob")]
+
+
 def test_a_repeated_create_is_not_one_more(make_host: MakeHost, database_url: str) -> None:
     """The same key returns its batch, also at the limit; another key is refused, and stays free."""
     app = limited(make_host, database_url, batches=1)

@@ -54,6 +54,14 @@ def test_what_stands_for_nothing(make_host: MakeHost, llm_provider: Simulator, n
     assert ("LLM_BATCHES_MODELS" in str(caught.value)) is plain or name in (":a", "openai:")
 
 
+@pytest.mark.parametrize("name", ["gpt-", "gpt-" + "x" * 256, "openai:" + "x" * 256, "openai:\ud800"])
+def test_a_model_that_cannot_be_recorded_stands_for_nothing(make_host: MakeHost, name: str) -> None:
+    """Regression: a long model was a 503 of PostgreSQL's, and a pattern could stand for an empty one."""
+    app = make_host(models={"gpt-*": "openai:*"})
+    with app.app_context(), pytest.raises(errors.InvalidModel):
+        current_llm_batches.models.resolve(name)
+
+
 @pytest.mark.parametrize("name", ["gpt-5", "ft:gpt-4o:me::1"])
 def test_one_provider_needs_no_map(make_host: MakeHost, name: str) -> None:
     """A plain name is its own; a provider that is not there is still an error."""

@@ -39,7 +39,9 @@ def batch_id(app: Flask, llm_provider: Simulator) -> str:
 
 
 @pytest.mark.parametrize("call", READS + MAKES)
-@pytest.mark.parametrize(("owner", "error"), [(None, TypeError), ("", ValueError), (7, ValueError)])
+@pytest.mark.parametrize(
+    ("owner", "error"), [(None, TypeError), ("", ValueError), (7, ValueError), ("\ud800", ValueError)]
+)
 def test_an_owner_who_is_nobody_is_an_error(
     app: Flask, llm_provider: Simulator, batch_id: str, call: Call, owner: Any, error: type[Exception]
 ) -> None:

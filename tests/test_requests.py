@@ -191,6 +191,24 @@ def test_a_misspelt_field_is_named(ada: FlaskClient, llm_provider: Simulator, na
     assert len(llm_provider.batches) == 1
 
 
+def test_many_unknown_fields_take_no_time(ada: FlaskClient) -> None:
+    """Regression: every one of 20,000 names was compared with those that are known, for seconds."""
+    fields = {f"{number:08}": 1 for number in range(19_000)}
+    began = time.monotonic()
+    assert ada.post("/v1/batches", json={"model": MODEL, "requests": [], **fields}).status_code == 422
+    answer = ada.get("/v1/batches?" + "&".join(fields))
+    assert len(wrong(answer)) == 200
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000])
+def test_a_number_that_is_too_large_is_named(ada: FlaskClient, number: str) -> None:
+    """Regression: the error said that the body was no object."""
+    data = f'{{"model": "{MODEL}", "retries": {number}}}'.encode()
+    answer = ada.post("/v1/batches", data=data, content_type="application/json")
+    assert wrong(answer) == [(["body", "retries"], "Has a number that is out of range.")]
+
+
 @pytest.mark.parametrize(
     ("path", "method", "message"),
     [

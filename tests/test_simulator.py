@@ -123,6 +123,15 @@ def test_every_line_is_checked(client: openai.OpenAI, bad: dict[str, Any] | str,
     assert [(error.code, error.line) for error in batch.errors.data or []] == [(code, 2)]
 
 
+@pytest.mark.parametrize("end", ["finish", "expire"])
+def test_a_wrong_file_never_completes(llm_provider: Simulator, client: openai.OpenAI, end: str) -> None:
+    """Regression: a batch that nobody had retrieved before its end was completed without the wrong lines."""
+    created = submit(client, line("good"), line("b", body={"model": "gpt-4o-mini", "stream": True}))
+    getattr(llm_provider.batches[0], end)()
+    batch = client.batches.retrieve(created.id)
+    assert (batch.status, batch.output_file_id) == ("failed", None)
+
+
 def test_an_empty_file_fails(client: openai.OpenAI) -> None:
     """A file without a line makes a batch that fails."""
     batch = client.batches.retrieve(submit(client, "").id)

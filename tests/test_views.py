@@ -446,6 +446,22 @@ def test_an_unsettled_batch_is_not_untracked(make_host: MakeHost, llm_provider: 
     assert llm_provider.batches[0].status == "in_progress"
 
 
+def test_a_providers_failure_does_not_tell_whose_a_batch_is(
+    app: Flask, ada: FlaskClient, llm_provider: Simulator
+) -> None:
+    """Regression: to one whose create got no answer, unknown ids were a 502, and those of others were not."""
+    batch_id = create_batch(ada)
+    bob = client_of(app, "bob")
+    llm_provider.drop_next(on="POST /batches")
+    assert bob.post("/v1/batches", json={"model": "openai:m", "requests": requests(1)}).status_code == 502
+    answers = []
+    for one in (batch_id, "batch_none"):
+        llm_provider.fail_next(503, on="GET /batches/")
+        answers.append(bob.get(f"/v1/batches/{one}"))
+    assert [answer.status_code for answer in answers] == [502, 502]
+    assert answers[0].data == answers[1].data
+
+
 def test_an_admin_acts_for_others(app: Flask, ada: FlaskClient, admin: FlaskClient) -> None:
     """``user`` names the owner: anyone for an admin, oneself for the rest."""
     batch_id = create_batch(admin, user="ada")

@@ -45,7 +45,8 @@ class Settings:
         bind_key: The bind of the host's database that keeps the record.
         search_window: Seconds after which a batch whose create got no answer is ``failed``, if its provider
             does not list it.
-        untracked: ``"allow"`` lets all callers see batches that were not made here.
+        untracked: ``"allow"`` lets all callers see batches that were not made here, or whose record was
+            purged, if they know the id.
         spool_dir: The folder for the requests of a create, which are deleted when it ends; None for the
             system's folder for temporary files.
         worker: ``"thread"`` runs a worker inside each web process.
@@ -101,6 +102,11 @@ class Settings:
             names[key]: _CHECKS[names[key]](key, value) for key, value in given.items()
         }
         settings = cls(**checked)
+        if settings.files_url_prefix in settings.url_prefix:
+            raise ConfigurationError(
+                f"{PREFIX}FILES_URL_PREFIX must be another path than those of {PREFIX}URL_PREFIX, "
+                f"not {settings.files_url_prefix!r}"
+            )
         for name, target in settings.models.items():
             provider = provider_name(target.partition(":")[0])
             if settings.providers is not None and provider not in settings.providers:
@@ -183,7 +189,7 @@ def _worker(key: str, value: object) -> str | None:
 def _spool_dir(key: str, value: object) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, (str, Path)) or not Path(value).is_dir():
+    if not isinstance(value, (str, Path)) or value == "" or not Path(value).is_dir():
         raise wrong(key, "an existing folder, or None for the system's folder for temporary files", value)
     return str(value)
 

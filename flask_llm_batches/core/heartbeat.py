@@ -39,10 +39,11 @@ class Heartbeat:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # the app itself
         key = object()
         with self._lock:
-            self._beats[key] = (app, beat, time.monotonic())
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="llm-batches-heartbeat", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="llm-batches-heartbeat", daemon=True)
+                thread.start()  # which fails if the system has no more threads: the next call tries again
+                self._thread = thread
+            self._beats[key] = (app, beat, time.monotonic())
         return key
 
     def remove(self, key: object) -> None:

@@ -72,7 +72,8 @@ class Idempotency:
         Raises:
             ValidationFailed: It is not a valid key.
         """
-        if not _KEY.fullmatch(key):
+        given: object = key  # hosts without a type checker pass the integer id of what the batch is for
+        if not isinstance(given, str) or not _KEY.fullmatch(given):
             raise ValidationFailed.of("Not 1 to 255 visible ASCII characters.", HEADER)
 
     def is_used(self, key: Mapping[str, str]) -> bool:

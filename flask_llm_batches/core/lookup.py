@@ -101,7 +101,8 @@ class Lookup:
         if not is_id(batch_id):
             raise BatchNotFound(f"Batch '{batch_id}' not found")
         known = self._batches.find(batch_id)
-        if not known and owner is not None:
+        # Also if it is somebody else's: without the call, the error of a provider would tell that it is.
+        if owner is not None and all(record.owner != owner for record in known):
             self._adopter.look_up(batch_id, owner=owner, provider=name)
             known = self._batches.find(batch_id)
         theirs = [

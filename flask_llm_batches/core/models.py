@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from flask_llm_batches.config import Settings
 from flask_llm_batches.errors import InvalidModel, LLMBatchesError, UnknownProvider
+from flask_llm_batches.fields import is_whole
 from flask_llm_batches.principal import has_control_characters
 from flask_llm_batches.providers.clients import Providers
 
-_LONGEST = 255
+_LONGEST = 255  # characters of a model: the record takes no more
 _SEPARATOR = re.compile("([^:/]*)([:/]?)(.*)", re.DOTALL)
 _FINE_TUNED = "ft"  # OpenAI's names of fine-tuned models begin with "ft:"
 
@@ -61,7 +62,7 @@ class Models:
             raise InvalidModel(
                 f"Invalid model: it must be a string, not {type(name).__name__}", param="model"
             )
-        if has_control_characters(name) or not name.strip():
+        if has_control_characters(name) or not is_whole(name) or not name.strip():
             raise _invalid(name)
         # The first separator counts: "openai:org/model", and "openai/ft:model" as older clients write it.
         provider, separator, model = _SEPARATOR.fullmatch(name).groups()  # type: ignore[union-attr]  # it always matches
@@ -71,7 +72,9 @@ class Models:
             provider, _, model = target.partition(":")
         elif self._only is not None and not in_full and (not separator or provider == _FINE_TUNED):
             provider, model = self._only, name
-        elif not separator or not provider.strip() or not model.strip():
+        elif not separator or not provider.strip():
+            raise _invalid(name)
+        if not model.strip() or len(model) > _LONGEST:
             raise _invalid(name)
         return Resolved(self._providers.name_of(provider), model)
 

@@ -74,8 +74,10 @@ class Operations:
         """Delete the record of batches that have ended and were created before a time.
 
         Their archived results are deleted, their ``Idempotency-Key``s can be used again, and only an admin
-        can still read what the provider has of them. Sums of the usage include them, unless their usage is
-        deleted, too. Input files of that time that no batch waits for are deleted as well.
+        can still read what the provider has of them; with ``LLM_BATCHES_UNTRACKED = "allow"``, every caller
+        who knows the id can, as nothing tells them from batches that were not made here. Sums of the usage
+        include them, unless their usage is deleted, too. Input files of that time that no batch waits for
+        are deleted as well.
 
         Args:
             before: Unix seconds.

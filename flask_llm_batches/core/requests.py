@@ -232,7 +232,7 @@ def checked(content: msgspec.Raw | WrongRequest) -> Request:
     except msgspec.ValidationError:
         raise _what_is_wrong(content) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _broken(error) from None
+        raise broken(error) from None
     if not request.custom_id:
         raise WrongRequest("Shorter than minimum length 1.", "custom_id", code=MISSING)
     if len(request.custom_id) > MAX_CUSTOM_ID_LENGTH:
@@ -249,7 +249,8 @@ def _read_large(content: msgspec.Raw) -> Request:
     return Request(large.custom_id, body, large.method, large.url)
 
 
-def _broken(error: Exception) -> WrongRequest:
+def broken(error: Exception) -> WrongRequest:
+    """Return the error of a request that is not JSON, or nests too deep."""
     return WrongRequest(f"Not valid JSON: {error}.", code=INVALID_LINE)
 
 
@@ -260,7 +261,7 @@ def _what_is_wrong(content: msgspec.Raw) -> WrongRequest:
     except msgspec.ValidationError:
         return WrongRequest("Not a valid mapping type.", code=INVALID_LINE)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _broken(error)
+        return broken(error)
     if fields.custom_id is msgspec.UNSET:
         return WrongRequest(REQUIRED, "custom_id", code=MISSING)
     if bytes(memoryview(fields.custom_id)[:1]) != b'"':

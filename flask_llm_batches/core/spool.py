@@ -15,7 +15,7 @@ import msgspec
 from flask_llm_batches.config import Settings
 from flask_llm_batches.core.idempotency import Fingerprint
 from flask_llm_batches.core.numbers import Numbers
-from flask_llm_batches.core.requests import MISSING, Incoming, Problems, WrongRequest, checked
+from flask_llm_batches.core.requests import MISSING, Incoming, Problems, WrongRequest, broken, checked
 from flask_llm_batches.core.temporary import temporary_file, write_error
 from flask_llm_batches.errors import (
     REQUIRED,
@@ -218,6 +218,8 @@ class _Writer:
                 part, custom_id, line = self._line(number, content, requests)
             except WrongRequest as problem:
                 problems.add(number, problem)
+            except RecursionError as error:  # an adapter reads it from a deeper stack than ``checked``
+                problems.add(number, broken(error))
             else:
                 if not problems.count:
                     self._keep(part, custom_id, line)
@@ -242,6 +244,8 @@ class _Writer:
         if b"\n" in encoded or b"\r" in encoded:
             encoded = msgspec.json.format(encoded, indent=-1)
         if self._fingerprint is not None:
+            if part.route.provider != self.first.route.provider:  # the line does not name it
+                self._fingerprint.add(msgspec.json.encode(part.route.provider))
             self._fingerprint.add(encoded)
         length, most = len(encoded) + 1, part.route.adapter.max_bytes
         if most is not None and part.size + length > most:

@@ -192,6 +192,8 @@ def _forget_frames(error: BaseException) -> None:
 def status_of(error: Exception) -> int | None:
     """Return the HTTP status of a provider's answer; None if there was no answer."""
     original = getattr(error, "original_exception", None) or error
+    if isinstance(original, TypeError):  # a wrong argument in the settings, which no provider has seen
+        return None
     return _status(original) or _STATUS_OF.get(type(error).__name__)
 
 

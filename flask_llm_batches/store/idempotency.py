@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_llm_batches.batch import Batch
-from flask_llm_batches.store.models import IdempotencyKey, IdempotencyRow
+from flask_llm_batches.store.models import BatchRow, IdempotencyKey, IdempotencyRow
 from flask_llm_batches.store.store import Store, transaction
 
 
@@ -31,9 +31,12 @@ class IdempotencyKeys(Store):
 
     @transaction
     def forget(self, connection: Connection, key: IdempotencyKey) -> None:
-        """Delete the use of an ``Idempotency-Key``, unless it was used again meanwhile."""
+        """Delete the use of an ``Idempotency-Key``, unless it was used again, or its batch was found."""
+        batch = select(BatchRow.id).where(BatchRow.uid == key.batch_uid, BatchRow.state != "failed")
         gone = delete(IdempotencyRow).where(
-            IdempotencyRow.key_hash == key.key_hash, IdempotencyRow.batch_uid == key.batch_uid
+            IdempotencyRow.key_hash == key.key_hash,
+            IdempotencyRow.batch_uid == key.batch_uid,
+            ~batch.exists(),
         )
         connection.execute(gone)
 

@@ -63,7 +63,9 @@ def create() -> Response:
         current_llm_batches.handlers.check(data["on_results"], http=True)
     if data["webhook"] is not None:
         current_llm_batches.webhooks.check(data["webhook"], http=True)
-    data |= {"owner": user or principal.owner, "idempotency_key": request.headers.get(IDEMPOTENCY_KEY)}
+    # As a Principal, so that the host's function of limits sees an admin who creates for themselves.
+    data["owner"] = principal if user in (None, principal.owner) else user
+    data["idempotency_key"] = request.headers.get(IDEMPOTENCY_KEY)
     if dry_run:
         return answer(CHECKED, current_llm_batches.check(**data))
     batch = current_llm_batches.create(requested_by=principal.owner, **data)

@@ -86,6 +86,8 @@ class SimulatedBatch:
 
     def advance(self, requests: int = 1) -> None:
         """Answer so many more requests, the last ones first: output has no order."""
+        if self._is_wrong():
+            return
         for _ in range(min(requests, self._left)):
             line = self.requests[self._left - 1]
             answer = self.respond(line)
@@ -93,7 +95,12 @@ class SimulatedBatch:
             self._settle("succeeded" if status == 200 else "errored", status, body)
 
     def finish(self) -> None:
-        """End the batch: ``completed``, or ``cancelled`` with the requests that were answered before."""
+        """End the batch: ``completed``, or ``cancelled`` with the requests that were answered before.
+
+        A batch whose input file is wrong ends as ``failed``, as it does at the provider.
+        """
+        if self._is_wrong():
+            return
         if self.status == "cancelling":
             self._give_up("cancelled")
             self._become("cancelled")
@@ -104,6 +111,8 @@ class SimulatedBatch:
 
     def expire(self, *, after: int = 0) -> None:
         """End the batch as ``expired``, after so many requests were answered."""
+        if self._is_wrong():
+            return
         self.advance(after - self.outcomes.total())
         self._give_up("expired")
         self._become("expired")
@@ -131,6 +140,12 @@ class SimulatedBatch:
     @property
     def _left(self) -> int:
         return len(self.requests) - self.outcomes.total()
+
+    def _is_wrong(self) -> bool:
+        """Return whether its input file is wrong. Then it has failed."""
+        if self.errors and self.status == "validating":
+            self._become("failed")
+        return bool(self.errors)
 
     def _become(self, status: str) -> None:
         self.status = status

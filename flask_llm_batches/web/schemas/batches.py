@@ -326,7 +326,7 @@ def load_create(body: bytes) -> dict[str, Any]:
         for name, value in values.items():
             if size(value) > _LONGEST_FIELD:
                 raise ValidationFailed.of(f"Larger than {_LONGEST_FIELD} bytes.", name)
-        data = {name: msgspec.json.decode(value) for name, value in values.items()}
+        data = {name: _decoded(name, value) for name, value in values.items()}
     except msgspec.ValidationError:
         raise ValidationFailed.of("The body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -337,6 +337,13 @@ def load_create(body: bytes) -> dict[str, Any]:
     # Some clients must name a file even if they submit requests, and name one that does not exist.
     loaded["input_file_id"] = None if loaded["requests"] is not None else loaded["input_file_id"] or None
     return loaded
+
+
+def _decoded(name: str, value: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(value)
+    except msgspec.ValidationError:  # the only one without a type
+        raise ValidationFailed.of("Has a number that is out of range.", name) from None
 
 
 def _known_values(content: memoryview) -> dict[str, msgspec.Raw]:
