@@ -160,6 +160,30 @@ def test_other_packing_is_refused(
         client.get(path).get_data()
 
 
+@pytest.mark.parametrize("kind", ["bomb", "long", "in layers"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "mistral"])
+def test_an_answer_that_is_no_download_is_limited(
+    make_host: MakeHost, llm_provider: Simulator, provider: str, kind: str
+) -> None:
+    """Regression: 600 KB of gzip in the answer to a retrieve took gigabytes of memory."""
+    client, path = finished_at(make_host(providers=llm_provider.providers), llm_provider, provider)
+
+    def rewrite(call: Call, response: Response) -> Response:
+        if kind == "in layers":
+            response.data = gzip.compress(gzip.compress(response.data))
+            response.headers["Content-Encoding"] = "gzip, gzip"
+        else:
+            response.data += b" " * (40 * MEBI)
+        if kind == "bomb":
+            response.data = gzip.compress(response.data)
+            response.headers["Content-Encoding"] = "gzip"
+        return response
+
+    llm_provider.rewrite = rewrite
+    answer = client.get(path.removesuffix("/results"))
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "provider_error")
+
+
 def _cut(data: bytes, *, by: int) -> bytes:
     return gzip.compress(data)[:-by]
 

@@ -1,9 +1,9 @@
-"""Streams the bytes of a download, and unpacks them once, in small pieces."""
+"""Streams the bytes of a response, and unpacks them once, in small pieces."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any
 
 ACCEPTED = {"Accept-Encoding": "gzip"}
@@ -21,22 +21,28 @@ async def unpacked(response: Any) -> AsyncGenerator[bytes, None]:
     Raises:
         ValueError: The encoding is not gzip, or the gzip data end too early.
     """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    async for piece in unpack(response.headers.get("Content-Encoding", ""), response.aiter_raw()):
+        yield piece
+
+
+async def unpack(encoding: str, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield a body in pieces as ``unpacked`` does."""
+    encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        async for chunk in response.aiter_raw():
+        async for chunk in chunks:
             yield chunk
         return
     if encoding not in ("gzip", "x-gzip"):
-        raise ValueError(f"the encoding of a download is {encoding[:64]!r}, not gzip")
-    unpack = zlib.decompressobj(wbits=31)
-    async for chunk in response.aiter_raw():
+        raise ValueError(f"the encoding of a response is {encoding[:64]!r}, not gzip")
+    member = zlib.decompressobj(wbits=31)
+    async for chunk in chunks:
         for start in range(0, len(chunk), _SLICE):
             packed = chunk[start : start + _SLICE]
             while packed:
-                if unpack.eof:  # another member follows
-                    unpack = zlib.decompressobj(wbits=31)
-                if piece := unpack.decompress(packed, _CHUNK):
+                if member.eof:  # another member follows
+                    member = zlib.decompressobj(wbits=31)
+                if piece := member.decompress(packed, _CHUNK):
                     yield piece
-                packed = unpack.unconsumed_tail or unpack.unused_data
-    if not unpack.eof:
-        raise ValueError("the gzip data of a download end too early")
+                packed = member.unconsumed_tail or member.unused_data
+    if not member.eof:
+        raise ValueError("the gzip data of a response end too early")

@@ -1,16 +1,24 @@
-"""Restricts the HTTP clients of the SDKs: no redirects to other hosts, and no cookies.
+"""Restricts the HTTP clients of the SDKs: no redirects to other hosts, no cookies, and no endless answers.
 
 By default they follow redirects to any host. They send the requests of an upload there, and the key if it has
-its own header. They also keep cookies.
+its own header. They also keep cookies, and read and unpack an answer of any size into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
+
+from flask_llm_batches.providers.downloads import ACCEPTED, unpack
+
+_ENCODING = "Accept-Encoding"
+_MOST = 32 * 1024 * 1024
+"""The most bytes of an answer that is not a download. A page of 100 batches has about 100 KB."""
 
 _FIRST = "flask_llm_batches_first"
 
@@ -19,6 +27,10 @@ _dates: ContextVar[list[str] | None] = ContextVar("llm_batches_dates", default=N
 
 class RedirectRefused(Exception):
     """A provider redirected a call to another origin, or a call that is not a GET."""
+
+
+class AnswerTooLarge(Exception):
+    """A provider's answer is larger than any that makes sense."""
 
 
 class _NoCookies(DefaultCookiePolicy):
@@ -54,11 +66,61 @@ async def _note_date(response: Any) -> None:
         dates.append(date)
 
 
-def guard(client: Any) -> None:
-    """Make an httpx client follow only redirects of a GET within its origin, and keep no cookies."""
+async def _ask_for_gzip(request: Any) -> None:
+    """Ask for no encoding that ``unpack`` does not know. A download names its own."""
+    if request.headers.get(_ENCODING) != ACCEPTED[_ENCODING]:
+        request.headers[_ENCODING] = "gzip, identity"
+
+
+async def _limit(response: Any) -> None:
+    """Limit the bytes of an answer, once they are unpacked. Those of a download are read in pieces."""
+    if response.request.headers.get(_ENCODING) == ACCEPTED[_ENCODING]:
+        return
+    encoding, stream = response.headers.pop("Content-Encoding", ""), response.stream
+
+    async def limited() -> AsyncGenerator[bytes, None]:
+        size = 0
+        async for piece in unpack(encoding, stream):
+            size += len(piece)
+            if size > _MOST:
+                raise AnswerTooLarge(f"an answer has more than {_MOST} bytes")
+            yield piece
+
+    library = type(response).__module__.partition(".")[0]
+    response.stream = _limited_stream(library)(limited(), stream)
+
+
+@cache
+def _limited_stream(library: str) -> Any:
+    """Return the class of our streams for ``httpx`` or ``httpx2``, which check its base class."""
+
+    class LimitedStream(sys.modules[library].AsyncByteStream):  # type: ignore[misc]  # known at run time only
+        def __init__(self, pieces: AsyncGenerator[bytes, None], stream: Any) -> None:
+            self._pieces = pieces
+            self._stream = stream
+
+        def __aiter__(self) -> AsyncGenerator[bytes, None]:
+            return self._pieces
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    return LimitedStream
+
+
+def guard(client: Any, *, limited: bool) -> None:
+    """Make an httpx client follow only redirects of a GET within its origin, and keep no cookies.
+
+    Args:
+        client: The client.
+        limited: Whether answers that are not downloads have a limit of bytes.
+    """
     hooks = getattr(client, "event_hooks", None)
     if hooks is not None and _refuse_redirect not in hooks["request"]:
         client.event_hooks = _with_ours(hooks)
+        if limited:
+            client.event_hooks["request"].append(_ask_for_gzip)
+            client.event_hooks["response"].insert(0, _limit)  # the host's hooks may read the answer
         client.cookies.jar.set_policy(_NoCookies())
 
 

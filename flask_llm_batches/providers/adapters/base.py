@@ -111,7 +111,7 @@ class Adapter:
         self, llm: AnyLLM, provider: str, redact: Callable[[str], str], batch_args: Mapping[str, Any]
     ) -> None:
         self.llm = llm
-        guard(self.http_client)
+        guard(self.http_client, limited=self.streams_results)
         self.provider = provider
         self.redact = redact
         self.batch_args = batch_args
