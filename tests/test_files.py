@@ -355,7 +355,7 @@ def test_what_a_kill_left_is_deleted(app: Flask, ada: FlaskClient, monkeypatch: 
         current_llm_batches.reconcile()
     assert left(app) == NOTHING
     monkeypatch.undo()
-    with app.app_context(), pytest.raises(errors.LLMBatchesError, match="is deleted"):
+    with app.app_context(), pytest.raises(errors.LLMBatchesError, match="was deleted"):
         opened.__exit__(None, None, None)
     assert left(app) == NOTHING
 
