@@ -200,6 +200,22 @@ def test_a_target_that_is_gone_is_told_no_more(
     assert sent(app) == [("answers 204", 1, True, False)]
 
 
+def test_a_webhook_is_sent_again_while_a_worker_ends_its_task(
+    make_app: MakeApp, database_url: str, llm_provider: Simulator, target: Target
+) -> None:
+    """Regression: a worker that had just seen nothing left deleted the task for what was due again."""
+    app = make_app()
+    batch_id = create_batch(client_of(app, "ada"), webhook="crm")
+    finish(app, database_url, llm_provider)
+    again = ["llm-batches", "webhooks", "--again", batch_id]
+    app.test_cli_runner().invoke(args=again)
+    held = f"lease_token = 'a', lease_until = {int(time.time()) + 600}"
+    query(database_url, f"UPDATE llm_batches_task SET {held} WHERE step = 'notify'")
+    app.test_cli_runner().invoke(args=again)
+    tick(app, database_url)
+    assert len(target.taken) == 2
+
+
 def test_one_target_does_not_wait_for_another(
     make_host: MakeHost, database_url: str, llm_provider: Simulator, target: Target
 ) -> None:

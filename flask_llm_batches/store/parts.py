@@ -120,7 +120,7 @@ class Parts(Store):
             connection.execute(delete(BatchRow).where(BatchRow.id == part.id))
         replaced = part.replaces if part.state == "queued" else part.uid
         insert_parts(connection, whole, parts, turn=part.turn, replaces=replaced)
-        tasks.submit_again(connection, whole.uid)
+        tasks.do_again(connection, whole.uid, "submit")
         return True
 
     @transaction

@@ -149,7 +149,7 @@ class Queue(Store):
         if record.part_of is None:
             manifests.delete_manifest(connection, record.uid)
         else:  # its batch may be the turn of another process, which saw that nothing of it waits
-            tasks.submit_again(connection, record.part_of)
+            tasks.do_again(connection, record.part_of, "submit")
 
     @patient_transaction
     def failed(

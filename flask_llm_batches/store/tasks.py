@@ -112,17 +112,17 @@ def insert_task(connection: Connection, batch_uid: str, step: str, *, due_at: in
         connection.execute(update(TaskRow).where(*this, TaskRow.due_at > due_at).values(due_at=due_at))
 
 
-def submit_again(connection: Connection, batch_uid: str) -> None:
-    """Let a batch be looked at whose part waits again, also if a worker that looks at it just now saw none.
+def do_again(connection: Connection, batch_uid: str, step: str) -> None:
+    """Make a task of a batch due now: it has more to do, although a worker may just have seen none.
 
-    That worker loses its lease. Otherwise it would delete the task that this one relies on.
+    That worker loses its lease. Otherwise it would delete the task that the caller relies on.
     """
     now = int(time.time())
-    this = update(TaskRow).where(TaskRow.batch_uid == batch_uid, TaskRow.step == "submit")
+    this = update(TaskRow).where(TaskRow.batch_uid == batch_uid, TaskRow.step == step)
     if connection.execute(this.values(due_at=now, lease_token=None, lease_until=None)).rowcount == 0:
         # another process may just have inserted it
         with suppress(IntegrityError), connection.begin_nested():
-            insert_task(connection, batch_uid, "submit", due_at=now)
+            insert_task(connection, batch_uid, step, due_at=now)
 
 
 def delete_tasks(connection: Connection, batch_uid: str) -> None:

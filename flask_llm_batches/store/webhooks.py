@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from flask_llm_batches.store.models import Webhook, WebhookRow
 from flask_llm_batches.store.store import Store, transaction
-from flask_llm_batches.store.tasks import insert_task
+from flask_llm_batches.store.tasks import do_again
 
 _WEBHOOK = select(*(getattr(WebhookRow, name) for name in Webhook.__slots__))
 
@@ -93,5 +93,5 @@ class Webhooks(Store):
         this = WebhookRow.batch_uid == batch_uid
         found = connection.execute(update(WebhookRow).where(this).values(values)).rowcount
         if found:
-            insert_task(connection, batch_uid, "notify", due_at=now)
+            do_again(connection, batch_uid, "notify")
         return found
