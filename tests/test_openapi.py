@@ -126,7 +126,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         ]
         options = ["--header", f"Authorization: Bearer {MASTER_KEY}", "--checks=all", "-n", "25", "--seed=1"]
         # How long a call takes to be generated and answered says more about the machine than about the app.
-        options += ["--suppress-health-check=too_slow", "--request-timeout=60", "--max-response-time=60"]
+        options += ["--suppress-health-check=all", "--request-timeout=60", "--max-response-time=60"]
         run = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "passed" in run.stdout
