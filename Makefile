@@ -23,7 +23,8 @@ test-python-%: .venv/.lowest
 test-slow: .venv/.test .venv/.clients
 	$(BIN)/python -m pytest -n auto -m slow
 
-# All tests but those that kill processes, drive a browser or generate calls, with the lowest versions that pyproject.toml allows.
+# With the lowest versions that pyproject.toml allows: all tests but those that kill processes, drive a browser or
+# generate calls.
 test-lowest: .venv/.lowest .venv/.clients
 	rm -rf .venv/lowest
 	$(BIN)/uv venv --quiet --python $(BIN)/python .venv/lowest

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 
 from flask_llm_batches import Limits, Principal, current_llm_batches, errors
 from flask_llm_batches.providers.adapters.openai import OpenAIAdapter
@@ -38,6 +39,13 @@ def limited(make_host: MakeHost, database_url: str | Path, **limits: Any) -> Fla
 def post(app: Flask, owner: str, count: int, **fields: Any) -> Any:
     body = {"model": OPENAI, "requests": requests(count, user="x" * 4000), **fields}
     return client_of(app, owner).post("/v1/batches", json=body)
+
+
+def of_file(client: FlaskClient, count: int) -> dict[str, Any]:
+    """Upload a file of requests, and return the body of a create with it."""
+    line = b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n'
+    file = uploaded(client, b"".join(line % number for number in range(count)))
+    return {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 def test_batches_at_once(make_host: MakeHost, database_url: str, llm_provider: Simulator) -> None:
@@ -95,10 +103,7 @@ def test_a_dry_run_warns_of_a_limit(
     assert answer["warnings"][0].startswith(
         "Your limit is 3 requests at once: 3 are left, and this batch needs 4."
     )
-    lines = b"".join(
-        b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n' % n for n in range(4)
-    )
-    body = {"input_file_id": uploaded(ada, lines)["id"], "endpoint": "/v1/chat/completions"}
+    body = of_file(ada, 4)
     assert ada.post("/v1/batches?dry_run=true", json=body).get_json()["warnings"] == answer["warnings"]
     assert not llm_provider.batches
     assert "was refused" not in caplog.text
@@ -143,15 +148,7 @@ def test_a_file_above_the_limit_fails(
     """A file is read after the create has answered, so its batch fails, and says why."""
     app = limited(make_host, database_url, requests=2)
     ada = client_of(app, "ada")
-    lines = b"".join(
-        b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n' % number
-        for number in range(3)
-    )
-    body = {
-        "input_file_id": uploaded(ada, lines)["id"],
-        "endpoint": "/v1/chat/completions",
-        "completion_window": "24h",
-    }
+    body = of_file(ada, 3)
     batch = ada.get(f"/v1/batches/{ada.post('/v1/batches', json=body).get_json()['id']}").get_json()
     assert batch["status"] == "failed"
     (problem,) = batch["errors"]["data"]
@@ -225,15 +222,7 @@ def test_what_is_above_the_limit_leaves_no_files(
     monkeypatch.setattr(OpenAIAdapter, "max_requests", 2)
     app = limited(make_host, database_url, requests=3)
     ada = client_of(app, "ada")
-    lines = b"".join(
-        b'{"custom_id": "%d", "body": {"model": "gpt-4o-mini", "messages": []}}\n' % number
-        for number in range(5)
-    )
-    body = {
-        "input_file_id": uploaded(ada, lines)["id"],
-        "endpoint": "/v1/chat/completions",
-        "completion_window": "24h",
-    }
+    body = of_file(ada, 5)
     batch = ada.get(f"/v1/batches/{ada.post('/v1/batches', json=body).get_json()['id']}").get_json()
     assert batch["status"] == "failed"
     assert files_kept(database_url) == 1
